@@ -1,0 +1,25 @@
+# `make demo` and `make test` need Python 3.11, 3.12 or 3.13 with venv, and nothing else.
+PYTHON ?= python3
+RUN = .venv/bin/python
+
+.PHONY: demo test lint
+
+demo: .venv/ready
+	$(RUN) main.py --config=configs/demo.py --workdir=runs/demo
+
+test: .venv/ready
+	$(RUN) -m pytest
+
+lint: .venv/ready
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+
+# Made once, and again when the requirements change. uv is only a faster pip.
+.venv/ready: requirements.txt pyproject.toml
+	$(PYTHON) -m venv --clear .venv
+	.venv/bin/pip install --quiet --disable-pip-version-check uv
+	.venv/bin/uv pip install --quiet --python .venv/bin/python -r requirements.txt
+	.venv/bin/uv pip install --quiet --python .venv/bin/python --no-deps -e .
+	touch $@
+
+requirements.txt: ;

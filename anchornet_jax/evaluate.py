@@ -1,0 +1,208 @@
+"""Evaluation of the whole method: exit tables, curves and pictures of one data set.
+
+Localizing Semantic Patches (2022), Sec. 4: anytime prediction (Fig. 6), budgeted batch
+classification (Fig. 5), random patches (Table 3), the number of inputs E(t) and the
+distribution over exits (Fig. 7). Thresholds are fitted on the calibration split and
+scored on the test split, never on the images they were fitted to.
+"""
+
+import numpy as np
+from absl import logging
+from clu import periodic_actions
+
+from anchornet_jax import (
+    data,
+    exits,
+    flops,
+    networks,
+    parallel,
+    sequence,
+    views,
+    workdir,
+)
+
+EXAMPLES = 12  # first images of the test split, for the pictures
+
+
+def evaluate(config, directory) -> dict:
+    """Evaluate trained networks as the config says.
+
+    Writes `calibration.npz`, `test.npz` and `random.npz` (exit tables), `examples.npz`
+    and `summary.json`.
+
+    Returns:
+      What `summary.json` holds.
+
+    Raises:
+      ValueError: for a config that cannot run, before anything is compiled or written.
+    """
+    parallel.local_batch(config.batch_size)
+    source = data.prepare(**config.data)
+    for split in (config.calibration_split, config.test_split):
+        source.examples(split)
+    trained = {
+        name: networks.load(path) for name, path in config.networks.items() if path
+    }
+    method = sequence.check(
+        sequence.Sequence(
+            trained["anchornet"],
+            trained["glance"],
+            trained["patches"],
+            config.inputs,
+            config.view.iou_threshold,
+            config.fuse,
+        )
+    )
+    macs = method.macs(source.image_size)
+    directory = workdir.claim(directory, config.to_dict())
+
+    tables = {}
+    for name, split in (
+        ("calibration", config.calibration_split),
+        ("test", config.test_split),
+    ):
+        found = _run(config, source, split, method, random=name == "test")
+        tables[name] = _table(found, macs)
+        tables[name].save(directory / f"{name}.npz")
+    random = _table(found, macs, "random_")
+    random.save(directory / "random.npz")
+
+    curve = _budgeted(tables, config.budgets)
+    full = _full_image(config, source, trained.get("full_image"))
+    point = _operating_point(curve, full)
+    _save_examples(directory, found, tables["test"], point, method.patch_size)
+    summary = {
+        "data": config.data.name,
+        "classes": source.classes,
+        "patch_size": method.patch_size,
+        "fuse": config.fuse,
+        "anchornet": _anchornet(found, method, source.image_size),
+        "full_image": full,
+        "anytime": _anytime(tables["test"], random),
+        "budgeted": curve,
+    }
+    workdir.write_json(directory / "summary.json", summary)
+    return summary
+
+
+def _run(config, source, split, method, *, random) -> dict[str, np.ndarray]:
+    """Run every image of a split through every step; labels and boxes go along."""
+    step = parallel.predict_step(
+        sequence.make_table_step(method, random=random, seed=config.seed)
+    )
+    variables = parallel.replicate(method.variables())
+    return _collect(source, split, config.batch_size, lambda b: step(variables, b))
+
+
+def _collect(source, split, batch_size, predict) -> dict[str, np.ndarray]:
+    """Apply `predict` to a split; return its results without the filling rows."""
+    results, images = [], []
+    total = source.examples(split)
+    report = periodic_actions.ReportProgress(num_train_steps=total, every_secs=10)
+    for batch in data.evaluation(source, split, batch_size=batch_size):
+        found = parallel.gather(predict({"image": batch["image"]}))
+        rows = parallel.gather({k: v for k, v in batch.items() if k != "image"})
+        if len(images) < EXAMPLES:
+            images.extend(parallel.gather(batch["image"])[: EXAMPLES - len(images)])
+        results.append({k: v[rows["mask"]] for k, v in (found | rows).items()})
+        report(min(total, sum(len(r["label"]) for r in results)))
+    joined = {k: np.concatenate([r[k] for r in results]) for k in results[0]}
+    return joined | {"image": np.stack(images)[:total]}
+
+
+def _table(found, macs, prefix="") -> exits.ExitTable:
+    return exits.ExitTable(
+        confidence=found[f"{prefix}confidence"],
+        predicted=found[f"{prefix}predicted"],
+        label=found["label"],
+        cost=np.asarray(macs, float),
+    )
+
+
+def _budgeted(tables, points: int) -> list[dict]:
+    """Fit thresholds to budgets on the calibration split, score them on the test."""
+    cost = tables["calibration"].cost
+    budgets = np.linspace(cost[0], cost[-1], points + 1)[1:]
+    rows = exits.curve(tables["calibration"], tables["test"], budgets)
+    names = {"budget": "budget_macs", "mean_cost": "mean_macs", "shares": "exits"}
+    return [{names.get(k, k): v for k, v in row.items()} for row in rows]
+
+
+def _anytime(table, random) -> list[dict]:
+    """Let every image leave after the same number of inputs (2022, Fig. 6)."""
+    return [
+        {
+            "inputs": t + 1,
+            "accuracy": float(table.correct[:, t].mean()),
+            "random_patches_accuracy": float(random.correct[:, t].mean()),
+            "macs": float(table.cost[t]),
+        }
+        for t in range(len(table.cost))
+    ]
+
+
+def _full_image(config, source, network) -> dict | None:
+    """Score the network that sees the whole image: the reference point."""
+    if network is None:
+        return None
+    step = parallel.predict_step(
+        lambda variables, batch: {
+            "class": network.model.apply(variables, views.normalise(batch["image"]))[
+                0
+            ].argmax(-1)
+        }
+    )
+    variables = parallel.replicate(network.variables)
+    found = _collect(
+        source, config.test_split, config.batch_size, lambda b: step(variables, b)
+    )
+    return {
+        "accuracy": float((found["class"] == found["label"]).mean()),
+        "macs": flops.model_macs(network.model, source.image_size),
+    }
+
+
+def _anchornet(found, method, image_size) -> dict:
+    """Score AnchorNet alone: its classes, and whether its best patch holds the object.
+
+    `box_coverage` is the mean share of the object's box inside the best patch, None
+    where the data has no boxes.
+    """
+    coverage = None
+    if "box" in found:
+        corner, box = found["corners"][:, 0], found["box"]  # [n, 2], [n, 4]
+        low = np.maximum(corner, box[:, :2])
+        high = np.minimum(corner + method.patch_size, box[:, 2:])
+        inside = np.clip(high - low, 0, None).prod(-1)
+        coverage = float((inside / (box[:, 2:] - box[:, :2]).prod(-1)).mean())
+    return {
+        "accuracy": float((found["anchornet"] == found["label"]).mean()),
+        "box_coverage": coverage,
+        "macs": flops.model_macs(method.anchornet.model, image_size),
+    }
+
+
+def _operating_point(curve, full) -> dict:
+    """Choose the point to draw: the cheapest within one point of the full image."""
+    goal = full["accuracy"] - 0.01 if full else max(r["accuracy"] for r in curve)
+    reached = [row for row in curve if row["accuracy"] >= goal]
+    return min(reached, key=lambda row: row["mean_macs"]) if reached else curve[-1]
+
+
+def _save_examples(directory, found, table, point, patch_size) -> None:
+    outcome = exits.apply(table, point["thresholds"])
+    first = slice(0, len(found["image"]))
+    names = ("heatmap", "corners", "valid", "label", "predicted", "confidence", "box")
+    arrays = {name: found[name][first] for name in names if name in found}
+    workdir.write_npz(
+        directory / "examples.npz",
+        image=found["image"],
+        exit=outcome.exit[first],
+        patch_size=patch_size,
+        **arrays,
+    )
+    logging.info(
+        "operating point: %.1f %% at %.1f M multiply-adds",
+        100 * point["accuracy"],
+        point["mean_macs"] / 1e6,
+    )

@@ -1,0 +1,189 @@
+"""What one step does: the state, the optimiser, learning from a batch, predicting.
+
+Localizing Semantic Patches (2022), Sec. 3.5 and 4.1. The same steps serve every stage:
+the network and the view it is given are arguments.
+"""
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+
+from anchornet_jax import checkpoint, parallel
+
+SCHEDULES = ("cosine", "step")
+
+
+@flax.struct.dataclass
+class TrainState:
+    """All that training changes; it depends on nothing else but the seed."""
+
+    step: jax.Array
+    params: dict
+    batch_stats: dict
+    opt_state: optax.OptState
+
+
+def create_optimizer(
+    steps: int,
+    *,
+    learning_rate: float,
+    schedule: str,
+    warmup: float,
+    boundaries: tuple[float, ...],
+    momentum: float,
+    nesterov: bool,
+    weight_decay: float,
+) -> optax.GradientTransformation:
+    """Return SGD as both papers use it (2022, Sec. 4.1).
+
+    Args:
+      steps: of the whole run.
+      learning_rate: its highest value.
+      schedule: `cosine` falls to 0, `step` is divided by 10 at each boundary.
+      warmup: share of the steps in which the rate rises from 0.
+      boundaries: of `step`, as shares of the run: 30 of 100 epochs is 0.3.
+      momentum: of SGD.
+      nesterov: as the authors have it in Stage I, not in Stage II.
+      weight_decay: on every parameter, as the authors apply it.
+
+    Raises:
+      ValueError: for an unknown schedule or a share outside [0, 1].
+    """
+    if schedule not in SCHEDULES:
+        raise ValueError(f"`schedule` is {schedule!r}; choose one of {SCHEDULES}")
+    if not all(0 <= share <= 1 for share in (warmup, *boundaries)):
+        raise ValueError(
+            f"`warmup` is {warmup} and `boundaries` are {boundaries}; all are shares "
+            "of the run, from 0 to 1"
+        )
+    if schedule == "cosine":
+        rate = optax.warmup_cosine_decay_schedule(
+            0.0, learning_rate, int(warmup * steps), steps
+        )
+    else:
+        rise = optax.linear_schedule(0.0, learning_rate, int(warmup * steps))
+        drops = {int(share * steps): 0.1 for share in boundaries}
+        fall = optax.piecewise_constant_schedule(learning_rate, drops)
+        rate = (lambda step: jnp.minimum(rise(step), fall(step))) if warmup else fall
+    return optax.chain(
+        optax.add_decayed_weights(weight_decay),
+        optax.sgd(rate, momentum, nesterov=nesterov),
+    )
+
+
+def fuse(logits: jax.Array, valid: jax.Array) -> jax.Array:
+    """Sum logits [B, T, N] over the inputs that exist, mask [B, T]: [B, N]."""
+    return (logits * valid[..., None]).sum(1)
+
+
+def _see(view, model, variables, images, keys, frozen, **kwargs):
+    """Run a network on a view: logits [b, T, N] float32, mask [b, T], updates."""
+    inputs, valid = view(images, keys, frozen)
+    flat = inputs.reshape(-1, *inputs.shape[2:])
+    result = model.apply(variables, flat, **kwargs)
+    (logits, _), updates = result if kwargs.get("mutable") else (result, {})
+    logits = logits.astype(jnp.float32).reshape(*valid.shape, -1)
+    return logits, valid, updates
+
+
+def make_train_step(model, view, optimizer, seed: int):
+    """Return the step to be mapped by `parallel.train_step`.
+
+    Its metrics are sums over all devices: `loss` and `correct` of `count` inputs and
+    `images` images. The gradient is that of the mean over inputs, so it does not depend
+    on the number of devices.
+    """
+
+    def step(state, frozen, batch):
+        images, labels = batch["image"], batch["label"]
+        key = jax.random.fold_in(jax.random.key(seed), state.step)
+        keys = parallel.image_keys(key, len(images))
+
+        def loss(params):
+            logits, valid, updates = _see(
+                view,
+                model,
+                {"params": params, "batch_stats": state.batch_stats},
+                images,
+                keys,
+                frozen,
+                train=True,
+                mutable=["batch_stats"],
+                rngs={"dropout": keys[0]},
+            )
+            wanted = jnp.broadcast_to(labels[:, None], valid.shape)
+            losses = optax.softmax_cross_entropy_with_integer_labels(logits, wanted)
+            sums = {
+                "loss": (losses * valid).sum(),
+                "count": valid.sum().astype(jnp.float32),
+                "correct": (fuse(logits, valid).argmax(-1) == labels).sum(),
+                "images": jnp.float32(len(labels)),
+            }
+            return sums["loss"], (sums, updates)
+
+        grads, (sums, updates) = jax.grad(loss, has_aux=True)(state.params)
+        grads, sums = jax.lax.psum((grads, sums), parallel.AXIS)
+        grads = jax.tree.map(lambda g: g / sums["count"], grads)
+        changes, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        state = TrainState(
+            step=state.step + 1,
+            params=optax.apply_updates(state.params, changes),
+            batch_stats=updates.get("batch_stats", {}),
+            opt_state=opt_state,
+        )
+        return state, sums
+
+    return step
+
+
+def make_predict_step(model, view, seed: int):
+    """Return `predict((variables, frozen), batch) -> {"logits": [b, N]}`, to be mapped.
+
+    The logits of an image's inputs are summed, as in sequential inference.
+    """
+
+    def predict(networks, batch):
+        variables, frozen = networks
+        keys = parallel.image_keys(jax.random.key(seed), len(batch["image"]))
+        logits, valid, _ = _see(view, model, variables, batch["image"], keys, frozen)
+        return {"logits": fuse(logits, valid)}
+
+    return predict
+
+
+def accuracy(predict, networks, batches) -> float:
+    """Return the top-1 accuracy over batches of `data.evaluation`.
+
+    Args:
+      predict: `make_predict_step`, mapped.
+      networks: its first argument.
+      batches: every image counts once.
+    """
+    correct = count = 0
+    for batch in batches:
+        result = predict(networks, {"image": batch["image"]})
+        label, mask = (batch[name].reshape(-1) for name in ("label", "mask"))
+        right = parallel.gather(result)["logits"].argmax(-1) == label
+        correct += int((right & mask).sum())
+        count += int(mask.sum())
+    return correct / count
+
+
+def create_state(model, optimizer, image_size: int, seed: int, init_from: str):
+    """Return the first state: random, or the network exported at `init_from`."""
+    images = jax.ShapeDtypeStruct((1, image_size, image_size, 3), jnp.float32)
+    template = jax.eval_shape(model.init, jax.random.key(0), images)
+    if init_from:
+        variables, _ = checkpoint.load_variables(init_from)
+        variables = checkpoint.match(variables, template)
+    else:
+        variables = jax.jit(model.init)(
+            jax.random.key(seed), jnp.zeros(images.shape, images.dtype)
+        )
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=variables["params"],
+        batch_stats=variables.get("batch_stats", {}),
+        opt_state=optimizer.init(variables["params"]),
+    )

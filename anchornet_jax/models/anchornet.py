@@ -1,0 +1,153 @@
+"""AnchorNet: a network without padding that points at the patches it decides by.
+
+Localizing Semantic Patches (2022), Sec. 3.2, Table 1, Fig. 3. Every location of the last
+feature map sees exactly one patch of the image, so the class activation map (Sec. 3.3,
+Eq. 2) ranks patches. Parameter names are those of the published PyTorch state dict with
+digits joined by `_`; its `bneck.0.conv1` and `bneck.0.bn1` are never used there and do
+not exist here.
+
+    model = AnchorNet(num_classes=1000)
+    logits, out = model.apply(variables, images)
+    heatmap = model.heatmap(variables, out["features"], logits.argmax(-1))
+    corners, valid = patches.select(heatmap, model.field, k=4, iou_threshold=0.3)
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from anchornet_jax import receptive_field
+from anchornet_jax.models import layers
+
+
+class Row(NamedTuple):
+    """One row of 2022, Table 1: kernel, expansion ratio, output channels, stride."""
+
+    kernel: int
+    expansion: float | None
+    out: int
+    stride: int
+
+
+STEM = Row(3, None, 16, 2)  # 2022, Table 1: Conv
+EXTRACTOR = (  # 2022, Table 1: MBConv; kernel, Exp, Out, s
+    Row(3, 1, 16, 2),
+    Row(3, 3, 24, 2),
+    Row(3, 4, 24, 1),
+    Row(3, 4, 48, 1),
+    Row(3, 2, 96, 1),
+    Row(3, 1.5, 96, 1),
+    Row(3, 1.5, 96, 1),
+)
+FEATURES = 512  # the 1x1 convolution before the classifier, Fig. 3
+
+
+class MBConv(nn.Module):
+    """Expand, depthwise convolution, squeeze-excite, project; no padding anywhere.
+
+    The residual drops rows and columns at the bottom and right, as the authors do:
+    every output still sees only its own receptive field.
+    """
+
+    row: Row
+    axis_name: str | None = None
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
+        def conv_bn(x, index, features, **kwargs):
+            x = layers.Conv(features, dtype=self.dtype, name=f"conv{index}", **kwargs)(
+                x
+            )
+            return layers.batch_norm(
+                use_running_average=not train,
+                axis_name=self.axis_name,
+                dtype=self.dtype,
+                name=f"bn{index}",
+            )(x)
+
+        kernel, expansion, out, stride = self.row
+        channels, y = x.shape[-1], x
+        expanded = int(expansion * channels)
+        if expansion != 1:
+            y = layers.swish(conv_bn(y, 1, expanded))
+        y = conv_bn(y, 2, expanded, kernel=kernel, stride=stride, groups=expanded)
+        y = layers.SqueezeExcite(
+            channels // 4, ("se1", "se2"), dtype=self.dtype, name="se"
+        )(layers.swish(y))
+        y = conv_bn(y, 3, out)
+        if stride == 1 and channels == out:
+            y = y + x[:, : y.shape[1], : y.shape[2]]
+        return y
+
+
+class AnchorNet(nn.Module):
+    """The patch proposal network of 2022.
+
+    Attributes:
+      num_classes: N.
+      axis_name: mapped axis over which BatchNorm shares its statistics in training.
+      dtype: type of the computation; parameters, statistics and logits are float32.
+    """
+
+    num_classes: int
+    axis_name: str | None = None
+    dtype: jnp.dtype = jnp.float32
+
+    field = receptive_field.accumulate(
+        (row.kernel, row.stride) for row in (STEM, *EXTRACTOR)
+    )[-1]
+
+    def setup(self):
+        shared = {"axis_name": self.axis_name, "dtype": self.dtype}
+        self.conv1 = layers.Conv(STEM.out, STEM.kernel, STEM.stride, dtype=self.dtype)
+        self.bn1 = layers.batch_norm(**shared)
+        self.bneck = [MBConv(row, **shared) for row in EXTRACTOR]
+        self.exp_conv = layers.Conv(FEATURES, use_bias=True, dtype=self.dtype)
+        self.fc = nn.Dense(self.num_classes, kernel_init=nn.initializers.normal(0.001))
+
+    def __call__(
+        self, images: jax.Array, *, train: bool = False
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """Classify, and return the map that the heatmap is made of.
+
+        Args:
+          images: [B, H, W, 3], normalised; any size from the receptive field up.
+          train: use and update the batch's statistics.
+
+        Returns:
+          Logits [B, N] and `{"features": [B, G, G, C]}`.
+
+        Raises:
+          ValueError: if the images are smaller than the receptive field.
+        """
+        self.field.grid(*images.shape[1:3])
+        x = self.bn1(self.conv1(images), use_running_average=not train)
+        x = layers.swish(x)
+        for block in self.bneck:
+            x = block(x, train=train)
+        features = self.exp_conv(x)  # [B, G, G, C]
+        pooled = features.mean((1, 2), dtype=jnp.float32)
+        return self.fc(pooled), {"features": features}
+
+    @staticmethod
+    def heatmap(variables, features: jax.Array, classes: jax.Array) -> jax.Array:
+        """Compute the class activation map of one class per image (2022, Eq. 2).
+
+        The mean over channels, as the authors take it, where the paper has the sum;
+        the order is the same. Only the weights of the asked class are multiplied: all
+        classes would cost 2.4 times the network.
+
+        Args:
+          variables: of this network.
+          features: [B, G, G, C] from `__call__`.
+          classes: [B] int32.
+
+        Returns:
+          [B, G, G] float32.
+        """
+        weights = variables["params"]["fc"]["kernel"].T[classes]  # [B, C]
+        maps = jnp.einsum("bhwc,bc->bhw", features.astype(jnp.float32), weights)
+        return maps / features.shape[-1]

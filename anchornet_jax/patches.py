@@ -1,0 +1,165 @@
+"""Patches: select them on a heatmap, cut them out, shrink the whole image.
+
+Localizing Semantic Patches (2022), Sec. 3.3 (the greedy selection; the `coverage` of
+2020, Algorithm 1 is an argument) and Sec. 3.4 (the resized image). Everything is
+batched, of static shape, and made of `lax` operations.
+
+    corners, valid = patches.select(heatmap, model.field, k=4, iou_threshold=0.3)
+    pixels = patches.crop(images, corners, model.field.size)       # [B, K, P, P, 3]
+    glance = patches.resize(images, model.field.size)              # [B, P, P, 3]
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from anchornet_jax.receptive_field import ReceptiveField
+
+
+def iou(field: ReceptiveField, dy, dx):
+    """Return the IoU of two patches `dy` and `dx` lattice steps apart (2022, 3.3)."""
+    sides = (np.maximum(field.size - abs(d) * field.stride, 0) for d in (dy, dx))
+    shared = functools.reduce(np.multiply, sides)
+    return shared / (2 * field.size**2 - shared)
+
+
+@functools.partial(jax.jit, static_argnames=("field", "k", "iou_threshold", "coverage"))
+def select(
+    heatmap: jax.Array,
+    field: ReceptiveField,
+    *,
+    k: int,
+    iou_threshold: float = 0.3,
+    coverage: float = 1.0,
+) -> tuple[jax.Array, jax.Array]:
+    """Select the strongest patches that overlap little (2022, Sec. 3.3).
+
+    Locations are visited from the largest value to the smallest, the lower location
+    first among equals; one is kept if its IoU with every kept one is below the
+    threshold. A location that holds NaN is never visited.
+
+    Args:
+      heatmap: [B, Gy, Gx] evidence per location; infinities are ordinary values.
+      field: of the network that made the heatmap.
+      k: number of patches wanted, K.
+      iou_threshold: in [0, 1]; at 0 one patch is kept, at 1 any overlap is allowed.
+      coverage: share of the locations that may be visited, in (0, 1]; the first always
+        is (2020, Algorithm 1; 2022 visits all).
+
+    Returns:
+      Corners [B, K, 2] int32, the (y, x) of each patch in pixels, strongest first, and
+      a mask [B, K]: False where fewer than K patches exist; such a corner is (0, 0).
+
+    Raises:
+      ValueError: for an argument outside its range.
+    """
+    b, rows, columns = heatmap.shape
+    locations = rows * columns
+    if not 0 <= iou_threshold <= 1:
+        raise ValueError(f"`iou_threshold` is {iou_threshold}; allowed is 0 to 1")
+    if not 0 < coverage <= 1:
+        raise ValueError(f"`coverage` is {coverage}; allowed is above 0, to 1")
+    most = _most(field, iou_threshold, rows, columns)
+    if not 1 <= k <= most:
+        raise ValueError(
+            f"`k` is {k}; on {rows}x{columns} locations at most {most} patches of "
+            f"{field.size} pixels can stay below the IoU threshold {iou_threshold}"
+        )
+
+    scores = heatmap.reshape(b, locations)
+    order = jnp.lexsort((-scores, jnp.isnan(scores)), axis=-1)  # [B, L], stable
+    rank = jnp.argsort(order, axis=-1).astype(jnp.int32)  # [B, L], 0 is visited first
+    # Ranks, not values, are masked: then ties and infinities need no care.
+    numbers = (~jnp.isnan(scores)).sum(-1, keepdims=True)
+    visited = max(1, int(locations * coverage))
+    rank = jnp.where(rank < jnp.minimum(numbers, visited), rank, locations)
+
+    # suppressed[rows - 1 + dy, columns - 1 + dx]: too close to a patch kept there.
+    dy, dx = np.ogrid[1 - rows : rows, 1 - columns : columns]
+    suppressed = jnp.asarray(iou(field, dy, dx) >= iou_threshold)
+    suppressed = suppressed.at[rows - 1, columns - 1].set(True)
+
+    def pick(rank, _):
+        best = jnp.argmin(rank, axis=-1)  # [B]
+        location = jnp.stack([best // columns, best % columns], -1)  # [B, 2]
+        valid = rank.min(-1) < locations
+        near = jax.vmap(
+            lambda at: lax.dynamic_slice(
+                suppressed, (rows - 1 - at[0], columns - 1 - at[1]), (rows, columns)
+            )
+        )(location)
+        rank = jnp.where(near.reshape(b, locations), locations, rank)
+        return rank, (jnp.where(valid[:, None], location, 0), valid)
+
+    _, (kept, valid) = lax.scan(pick, rank, length=k)  # [K, B, 2], [K, B]
+    corners = field.corner(kept.swapaxes(0, 1)).astype(jnp.int32)
+    return corners, valid.swapaxes(0, 1)
+
+
+def _most(field, iou_threshold, rows, columns) -> int:
+    """Bound the number of kept patches: of a block that overlaps, one can be kept."""
+    side = 1
+    while side < max(rows, columns) and iou(field, side, side) >= iou_threshold:
+        side += 1
+    return -(-rows // side) * -(-columns // side)
+
+
+def crop(images: jax.Array, corners: jax.Array, size: int) -> jax.Array:
+    """Cut patches out of images, pixel for pixel.
+
+    Args:
+      images: [B, H, W, C], any type.
+      corners: [B, K, 2] int32; a patch that would leave the image is moved inside.
+      size: side P in pixels.
+
+    Returns:
+      [B, K, P, P, C].
+    """
+
+    def one(image, corner):
+        return lax.dynamic_slice(
+            image, (corner[0], corner[1], 0), (size, size, image.shape[-1])
+        )
+
+    return jax.vmap(jax.vmap(one, in_axes=(None, 0)))(images, corners)
+
+
+def _bicubic(before: int, after: int) -> np.ndarray:
+    """Weights [after, before] of PyTorch's bicubic with align_corners and a = -0.75."""
+    centres = np.linspace(0, before - 1, after)
+    base = np.floor(centres).astype(int)
+    weights = np.zeros((after, before))
+    for tap in range(-1, 3):
+        d = abs(centres - (base + tap))
+        value = np.where(
+            d <= 1,
+            (1.25 * d - 2.25) * d**2 + 1,
+            ((-0.75 * d + 3.75) * d - 6) * d + 3,
+        )
+        at = np.clip(base + tap, 0, before - 1)
+        np.add.at(weights, (np.arange(after), at), np.where(d < 2, value, 0))
+    return weights.astype(np.float32)
+
+
+def resize(images: jax.Array, size: int) -> jax.Array:
+    """Resize whole images to P x P as the authors do for the glance (2022, Sec. 3.4).
+
+    PyTorch's bicubic with align_corners=True and no antialiasing, as two small matrix
+    products.
+
+    Args:
+      images: [B, H, W, C] float.
+      size: side P in pixels, at least 2.
+
+    Returns:
+      [B, P, P, C], of the images' type.
+    """
+    if size < 2:
+        raise ValueError(f"`size` is {size}; allowed is 2 or more")
+    rows, columns = (
+        jnp.asarray(_bicubic(n, size), images.dtype) for n in images.shape[1:3]
+    )
+    return jnp.einsum("ph,bhwc,qw->bpqc", rows, images, columns)

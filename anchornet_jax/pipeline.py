@@ -1,0 +1,91 @@
+"""The programs, and the one that runs several of them in order.
+
+A pipeline is a dict of stages, each a whole config. Every stage has a directory of its
+own inside the pipeline's; a finished stage is skipped, a killed one resumed. Paths in a
+stage's config are relative to the pipeline's directory.
+"""
+
+import pathlib
+import shutil
+import time
+
+from absl import logging
+
+from anchornet_jax import data, evaluate, report, train, workdir
+
+
+def prepare(config, directory) -> dict:
+    """Download or generate the config's data set; count the images of its splits."""
+    source = data.prepare(**config.data)
+    workdir.claim(directory, config.to_dict())
+    splits = source.builder.info.splits
+    return {split: info.num_examples for split, info in splits.items()}
+
+
+STAGES = {"prepare": prepare, "train": train.train, "evaluate": evaluate.evaluate}
+
+
+def pipeline(config, directory) -> dict:
+    """Run the unfinished ones of `config.stages`, in order; end with a report.
+
+    Writes each stage's files in `directory`/STAGE and, from the last `evaluate` stage,
+    `summary.json`, `report.html` and its figures.
+
+    Returns:
+      What `summary.json` holds: the evaluation's summary and `seconds` of each stage
+      (a stage that was killed and resumed counts from its last start).
+
+    Raises:
+      ValueError: for a config that cannot run.
+    """
+    for name, stage in config.stages.items():
+        if stage.program not in STAGES:
+            raise ValueError(
+                f"`config.stages.{name}.program` is {stage.program!r}; "
+                f"choose one of {sorted(STAGES)}"
+            )
+    directory = workdir.claim(directory, config.to_dict())
+    summary, seconds = {}, {}
+    for number, (name, stage) in enumerate(config.stages.items(), 1):
+        logging.info("stage %d of %d: %s", number, len(config.stages), name)
+        result = run_stage(_resolved(stage, directory), directory / name)
+        seconds[name] = result["seconds"]
+        if stage.program == "evaluate":
+            summary = result
+            shutil.copy(directory / name / "examples.npz", directory)
+    summary = {**summary, "seconds": seconds}
+    workdir.write_json(directory / "summary.json", summary)
+    page = report.write(directory)
+    logging.info("wrote %s and %s", directory / "summary.json", page)
+    return summary
+
+
+def run_stage(config, directory) -> dict:
+    """Run one program, unless `directory` holds its result already.
+
+    Returns:
+      The program's result and `seconds`, as `result.json` holds them.
+    """
+    result = workdir.finished(directory)
+    if result is not None:
+        workdir.claim(directory, config.to_dict())
+        logging.info("finished before, see %s", directory)
+        return result
+    begun = time.monotonic()
+    result = STAGES[config.program](config, directory)
+    result["seconds"] = round(time.monotonic() - begun, 1)
+    workdir.finish(directory, result)
+    return result
+
+
+def _resolved(config, directory: pathlib.Path):
+    """Return a copy whose paths are inside the pipeline's directory."""
+    config = config.copy_and_resolve_references()
+    for part, keys in ((config, ("init_from", "localizer")), (config.networks, None)):
+        for key in keys or part.keys():
+            if part[key]:
+                part[key] = str(directory / part[key])
+    return config
+
+
+PROGRAMS = {**{name: run_stage for name in STAGES}, "pipeline": pipeline}

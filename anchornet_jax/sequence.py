@@ -1,0 +1,181 @@
+"""Sequential inference: the glance, then one patch after another (2022, Sec. 3.4).
+
+Here every image runs through all steps, which gives the exit table that thresholds are
+fitted to; leaving early for real is another module's task.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from anchornet_jax import flops, parallel, patches, views
+from anchornet_jax.networks import Network
+
+FUSE = ("logits", "probabilities")
+
+
+class Sequence(NamedTuple):
+    """The three networks of the method, and how many inputs they see.
+
+    Attributes:
+      anchornet: selects the patches.
+      glance: sees the resized image.
+      patches: sees each patch.
+      inputs: T, the glance and T - 1 patches.
+      iou_threshold: of the selection.
+      fuse: what is summed over inputs: `logits` as the authors do, or `probabilities`
+        as Algorithm 1 can be read.
+    """
+
+    anchornet: Network
+    glance: Network
+    patches: Network
+    inputs: int
+    iou_threshold: float
+    fuse: str = "logits"
+
+    @property
+    def patch_size(self) -> int:
+        """Return the side of glance and patches in pixels, P."""
+        return self.anchornet.model.field.size
+
+    def variables(self) -> dict:
+        """Return the variables of all networks, as the steps below take them."""
+        names = ("anchornet", "glance", "patches")
+        return {name: getattr(self, name).variables for name in names}
+
+    def macs(self, image_size: int) -> list[int]:
+        """Return the multiply-adds of leaving after 1 ... T inputs.
+
+        An image that leaves after the glance never pays for AnchorNet.
+        """
+        localizer = flops.model_macs(self.anchornet.model, image_size)
+        glance, patch = (
+            flops.model_macs(network.model, self.patch_size)
+            for network in (self.glance, self.patches)
+        )
+        later = (glance + localizer + t * patch for t in range(1, self.inputs))
+        return [glance, *later]
+
+
+def check(sequence: Sequence) -> Sequence:
+    """Return the sequence if its parts fit together.
+
+    Raises:
+      ValueError: for class names that differ, fewer than two inputs or an unknown way
+        to fuse.
+    """
+    classes = {
+        name: getattr(sequence, name).metadata["classes"]
+        for name in ("anchornet", "glance", "patches")
+    }
+    if any(names != classes["anchornet"] for names in classes.values()):
+        raise ValueError(
+            "the networks were trained for different classes: "
+            + ", ".join(f"{name}: {len(names)}" for name, names in classes.items())
+        )
+    if sequence.inputs < 2:
+        raise ValueError(
+            f"`inputs` is {sequence.inputs}; allowed is 2 or more, glance and patches"
+        )
+    if sequence.fuse not in FUSE:
+        raise ValueError(f"`fuse` is {sequence.fuse!r}; choose one of {FUSE}")
+    return sequence
+
+
+def glance_logits(sequence: Sequence, variables, images: jax.Array) -> jax.Array:
+    """Classify the resized image: uint8 [B, H, W, 3] to logits [B, N]."""
+    small = patches.resize(views.normalise(images), sequence.patch_size)
+    return sequence.glance.model.apply(variables["glance"], small)[0]
+
+
+def patch_logits(
+    sequence: Sequence, variables, images: jax.Array, corners: jax.Array
+) -> jax.Array:
+    """Classify patches: uint8 [B, H, W, 3] and corners [B, K, 2] to [B, K, N]."""
+    pixels = patches.crop(images, corners, sequence.patch_size)
+    flat = views.normalise(pixels.reshape(-1, *pixels.shape[2:]))
+    logits, _ = sequence.patches.model.apply(variables["patches"], flat)
+    return logits.reshape(*corners.shape[:2], -1)
+
+
+def localize(sequence: Sequence, variables, images: jax.Array) -> views.Localization:
+    """Find the T - 1 patches of each image."""
+    return views.localize(
+        sequence.anchornet.model,
+        variables["anchornet"],
+        images,
+        k=sequence.inputs - 1,
+        iou_threshold=sequence.iou_threshold,
+    )
+
+
+def decide(
+    logits: jax.Array, valid: jax.Array, fuse: str
+) -> tuple[jax.Array, jax.Array]:
+    """Return confidence and class after each input (2022, Algorithm 1).
+
+    Args:
+      logits: [B, T, N] of each input alone.
+      valid: [B, T], False where an image has no such patch: nothing is added there.
+      fuse: see `Sequence`. Summed probabilities are divided by their number, so that
+        a confidence is at most 1.
+
+    Returns:
+      confidence [B, T] and predicted class [B, T] int32.
+    """
+    weights = valid[..., None].astype(jnp.float32)
+    if fuse == "logits":
+        total = jax.nn.softmax(jnp.cumsum(logits * weights, axis=1))
+    else:
+        total = jnp.cumsum(jax.nn.softmax(logits) * weights, axis=1)
+        total = total / jnp.cumsum(weights, axis=1)
+    return total.max(-1), total.argmax(-1).astype(jnp.int32)
+
+
+def make_table_step(sequence: Sequence, *, random: bool, seed: int):
+    """Return the step that fills the exit table, to be mapped.
+
+    Args:
+      sequence: the method.
+      random: also classify random patches in place of AnchorNet's (2022, Table 3).
+      seed: of the random patches.
+
+    Returns:
+      `step(variables, batch)` for uint8 images `batch["image"]` [b, H, W, 3]; a dict of
+      `confidence` and `predicted` [b, T], the same with `random_` before it if asked
+      for, `anchornet` [b] its class, `heatmap` [b, G, G], `corners` [b, K, 2] and
+      `valid` [b, K].
+    """
+
+    def step(variables, batch):
+        images = batch["image"]
+        found = localize(sequence, variables, images)
+        first = glance_logits(sequence, variables, images)[:, None]
+        seen = jnp.ones((len(images), 1), bool)
+
+        def run(corners, valid, prefix):
+            rest = patch_logits(sequence, variables, images, corners)
+            confidence, predicted = decide(
+                jnp.concatenate([first, rest], 1),
+                jnp.concatenate([seen, valid], 1),
+                sequence.fuse,
+            )
+            return {f"{prefix}confidence": confidence, f"{prefix}predicted": predicted}
+
+        result = run(found.corners, found.valid, "")
+        if random:
+            keys = parallel.image_keys(jax.random.key(seed), len(images))
+            corners = views.random_corners(
+                keys, *images.shape[1:3], sequence.patch_size, sequence.inputs - 1
+            )
+            result |= run(corners, jnp.ones(corners.shape[:2], bool), "random_")
+        return result | {
+            "anchornet": found.logits.argmax(-1),
+            "heatmap": found.heatmap,
+            "corners": found.corners,
+            "valid": found.valid,
+        }
+
+    return step

@@ -1,0 +1,101 @@
+"""A run's directory: who owns it, whether it is finished, files written whole.
+
+`config.json` says which run a directory holds, `result.json` that it is finished. A
+directory is never shared by two configs: what is in it could no longer be told apart.
+"""
+
+import contextlib
+import json
+import os
+import pathlib
+import tempfile
+
+import numpy as np
+
+CONFIG, RESULT = "config.json", "result.json"
+
+
+@contextlib.contextmanager
+def whole(path, mode: str = "w"):
+    """Open a file that appears at `path` when all is written, or not at all."""
+    path = pathlib.Path(path)
+    with tempfile.NamedTemporaryFile(
+        mode, dir=path.parent, prefix=f".{path.name}.", delete=False
+    ) as file:
+        try:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        except BaseException:
+            os.unlink(file.name)
+            raise
+    os.chmod(file.name, 0o644)
+    os.replace(file.name, path)
+
+
+def write_json(path, value) -> None:
+    """Write a JSON file whole or not at all."""
+    with whole(path) as file:
+        json.dump(value, file, indent=1)
+        file.write("\n")
+
+
+def write_npz(path, **arrays) -> None:
+    """Write NumPy arrays whole or not at all."""
+    with whole(path, "wb") as file:
+        np.savez_compressed(file, **arrays)
+
+
+def claim(workdir, config: dict) -> pathlib.Path:
+    """Make `workdir` the directory of this config's run, new or to be resumed.
+
+    Raises:
+      ValueError: if it cannot be written, holds a run of another config (the keys that
+        differ are listed) or holds files but no run.
+    """
+    path = pathlib.Path(workdir)
+    config = json.loads(json.dumps(config))
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        if (path / CONFIG).exists():
+            _compare(path, json.loads((path / CONFIG).read_text()), config)
+        elif any(not item.name.startswith(".") for item in path.iterdir()):
+            raise ValueError(
+                f"`workdir` is {str(path)!r}, which holds files but no {CONFIG}; "
+                "give a new or empty directory, or that of a run to be resumed"
+            )
+        else:
+            write_json(path / CONFIG, config)
+    except OSError as error:
+        raise ValueError(f"`workdir` is {str(path)!r}: {error}") from error
+    return path
+
+
+def finished(workdir) -> dict | None:
+    """Return the result of a finished run, None of any other."""
+    path = pathlib.Path(workdir) / RESULT
+    return json.loads(path.read_text()) if path.exists() else None
+
+
+def finish(workdir, result: dict) -> None:
+    """Write the result, which marks the run as finished."""
+    write_json(pathlib.Path(workdir) / RESULT, result)
+
+
+def _compare(path, old, new):
+    old, new = _flat(old), _flat(new)
+    keys = sorted(k for k in old.keys() | new.keys() if old.get(k) != new.get(k))
+    if keys:
+        changes = "\n".join(
+            f"  config.{k}: {old.get(k)!r} there, {new.get(k)!r} now" for k in keys
+        )
+        raise ValueError(
+            f"`workdir` is {str(path)!r}, which holds a run of another config:\n"
+            f"{changes}\nGive another directory, or that config to resume it."
+        )
+
+
+def _flat(tree, prefix=""):
+    if not isinstance(tree, dict):
+        return {prefix[:-1]: tree}
+    return {k: v for n, t in tree.items() for k, v in _flat(t, f"{prefix}{n}.").items()}

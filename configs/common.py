@@ -1,0 +1,65 @@
+"""Every key of every config, with its default and its meaning.
+
+A config file starts from `get_config()` and changes what it is about; a key that is not
+here does not exist, and a mistyped one is refused with a suggestion.
+"""
+
+import ml_collections
+
+
+def get_config() -> ml_collections.ConfigDict:
+    """Return the defaults: AnchorNet on ImageNet, 2022, Sec. 4.1."""
+    config = ml_collections.ConfigDict()
+
+    config.program = "train"  # train | evaluate | pipeline, see main.py
+    config.seed = 0  # decides initial parameters, order and augmentation
+
+    # The data, arguments of data.prepare.
+    config.data = ml_collections.ConfigDict()
+    config.data.name = "imagenet2012"  # any TFDS name
+    config.data.data_dir = ""  # of TFDS; its default where empty
+    config.data.image_size = 224  # px
+    config.data.augment = "random_resized_crop"  # | none
+    config.data.flip = True  # mirror half of the training images
+    config.data.resize = 256  # px, short side before the centre crop; 0: crop only
+    config.train_split = "train[25000:]"
+    config.calibration_split = "train[:25000]"  # chooses checkpoints and thresholds
+    config.test_split = "validation"  # seen by the final evaluation alone
+
+    # The network and what it sees.
+    config.model = "anchornet"  # a key of models.MODELS
+    config.dtype = "float32"  # of the computation; bfloat16 on GPU and TPU
+    config.init_from = ""  # directory of a network to start from
+    config.localizer = ""  # directory of the AnchorNet that selects the patches
+    config.view = ml_collections.ConfigDict()  # arguments of views.make
+    config.view.name = "full"  # | resized | patches | random
+    config.view.k = 4  # patches per image
+    config.view.iou_threshold = 0.3  # 2022, Sec. 4.1
+
+    # Training; batch_size counts images on all devices together.
+    config.batch_size = 256
+    config.epochs = 100.0
+    config.optimizer = ml_collections.ConfigDict()  # arguments of create_optimizer
+    config.optimizer.learning_rate = 0.1
+    config.optimizer.schedule = "step"  # | cosine
+    config.optimizer.warmup = 0.0  # share of the run
+    config.optimizer.boundaries = (0.3, 0.6, 0.9)  # shares of the run
+    config.optimizer.momentum = 0.9
+    config.optimizer.nesterov = True
+    config.optimizer.weight_decay = 1e-4
+    config.save_every_epochs = 1.0  # evaluate on the calibration split, checkpoint
+    config.log_every_steps = 100
+
+    # The evaluation of the whole method: directories of trained networks.
+    config.networks = ml_collections.ConfigDict()
+    config.networks.anchornet = ""
+    config.networks.full_image = ""  # the reference point; may stay empty
+    config.networks.glance = ""
+    config.networks.patches = ""
+    config.inputs = 5  # T: the glance and T - 1 patches
+    config.fuse = "logits"  # what is summed over inputs: logits | probabilities
+    config.budgets = 20  # points of the budgeted curve
+
+    # A pipeline: name -> config of each stage, run in this order.
+    config.stages = ml_collections.ConfigDict()
+    return config

@@ -1,0 +1,57 @@
+"""Run a program on a config: `python main.py --config=FILE --workdir=DIRECTORY`.
+
+The logic is in modules that tests and notebooks import; here are flags alone.
+"""
+
+import os
+
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+CONFIG = config_flags.DEFINE_config_file(
+    "config",
+    None,
+    "What to run, see configs/. Change any key with --config.KEY=VALUE.",
+    lock_config=True,
+)
+WORKDIR = flags.DEFINE_string(
+    "workdir", None, "Directory of the run; give it again to resume the run."
+)
+flags.mark_flags_as_required(["config", "workdir"])
+
+
+def _ours(record) -> bool:
+    """Drop what Orbax reports of every file; its warnings stay."""
+    return "orbax" not in record.pathname or record.levelno >= logging.logging.WARNING
+
+
+def main(argv):
+    """Hide accelerators from TensorFlow, then run the config's program."""
+    if len(argv) > 1:
+        raise app.UsageError(f"unexpected {argv[1:]}; values need a flag before them")
+    # Imported late: `--help` and a mistyped key should not wait for TensorFlow.
+    import jax
+    import tensorflow as tf
+
+    from anchornet_jax.pipeline import PROGRAMS
+
+    tf.config.set_visible_devices([], "GPU")
+    tf.config.set_visible_devices([], "TPU")
+    logging.get_absl_handler().addFilter(_ours)
+    logging.info("JAX %s on %s", jax.__version__, jax.local_devices())
+    program = CONFIG.value.program
+    if program not in PROGRAMS:
+        raise app.UsageError(
+            f"`config.program` is {program!r}; choose one of {sorted(PROGRAMS)}"
+        )
+    try:
+        PROGRAMS[program](CONFIG.value, WORKDIR.value)
+    except ValueError as error:
+        logging.debug("", exc_info=True)
+        raise app.UsageError(str(error)) from error
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    logging.set_verbosity(logging.INFO)
+    app.run(main)

@@ -1,0 +1,198 @@
+"""Whole programs on the small embedded data set, with networks of two layers."""
+
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from anchornet_jax import checkpoint, networks, pipeline, train
+from configs import common, demo
+from tests import tiny as tiny_network
+from tests.tiny import tiny  # noqa: F401
+
+
+def small_demo(data_dir):
+    """Return the demo's config with `tiny` in place of the backbone, a few steps."""
+    config = demo.get_config()
+    for stage in config.stages.values():
+        stage.data.update(name="plates/small", data_dir=data_dir)
+        stage.batch_size, stage.epochs, stage.save_every_epochs = 16, 0.5, 0.25
+        if stage.model == "resnet10":
+            stage.model = "tiny"
+        stage.inputs, stage.budgets = 3, 4
+        stage.view.k = 2
+    return config
+
+
+def test_demo_end_to_end(data_dir, tmp_path, tiny):  # noqa: F811
+    config = small_demo(data_dir)
+    summary = pipeline.pipeline(config, tmp_path)
+    assert json.loads((tmp_path / "summary.json").read_text()) == json.loads(
+        json.dumps(summary)
+    )
+    assert set(summary["anchornet"]) >= {"accuracy", "box_coverage"}
+    assert set(summary["full_image"]) >= {"accuracy", "macs"}
+    assert [row["inputs"] for row in summary["anytime"]] == [1, 2, 3]
+    for row in summary["anytime"]:
+        assert {"accuracy", "random_patches_accuracy", "macs"} <= set(row)
+    assert (
+        summary["anytime"][0]["accuracy"]
+        == (summary["anytime"][0]["random_patches_accuracy"])
+    )
+    for row in summary["budgeted"]:
+        assert row["mean_macs"] >= summary["anytime"][0]["macs"]
+        assert {"budget_macs", "accuracy", "thresholds", "exits"} <= set(row)
+        assert sum(row["exits"]) == pytest.approx(1)
+    assert set(summary["seconds"]) == set(config.stages)
+    names = set(os.listdir(tmp_path))
+    assert {"report.html", "accuracy_cost.png", "examples.png"} <= names
+
+    files = {p: p.stat().st_mtime_ns for p in tmp_path.glob("*/*.json")}
+    assert pipeline.pipeline(config, tmp_path) == summary  # all skipped
+    assert files == {p: p.stat().st_mtime_ns for p in tmp_path.glob("*/*.json")}
+
+
+def test_resumed_equals_uninterrupted(data_dir, tmp_path, tiny, monkeypatch):  # noqa: F811
+    """Stopped in the loop at two places and started again: the same parameters."""
+    config = tiny_network.config(data_dir)
+    whole = train.train(config, tmp_path / "whole")
+    save = checkpoint.Checkpoints.save
+
+    def save_and_die(self, step, *args, **kwargs):
+        save(self, step, *args, **kwargs)
+        if step in (2, 4):
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(checkpoint.Checkpoints, "save", save_and_die)
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            train.train(config, tmp_path / "stopped")
+    resumed = train.train(config, tmp_path / "stopped")
+    one, other = (networks.load(r["network"]).variables for r in (whole, resumed))
+    jax.tree.map(np.testing.assert_array_equal, one, other)
+
+
+CHILD = """
+import sys
+from anchornet_jax import models, train
+from tests import tiny
+models.MODELS["tiny"] = (tiny.Tiny, {})
+config = tiny.config(sys.argv[1], epochs=4.0)
+train.train(config, sys.argv[2])
+"""
+
+
+def test_killed_equals_uninterrupted(data_dir, tmp_path):
+    """SIGKILL at several moments of a real process, then the same command again."""
+
+    def start(name):
+        command = [sys.executable, "-c", CHILD, data_dir, str(tmp_path / name)]
+        return subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+
+    child = start("whole")
+    assert child.wait(120) == 0, child.stderr.read()
+    steps = tmp_path / "killed" / "checkpoints"
+    for wanted in (1, 2):
+        child = start("killed")
+        deadline = time.monotonic() + 120
+        while time.monotonic() < deadline and child.poll() is None:
+            if steps.exists() and len(os.listdir(steps)) >= wanted:
+                break
+            time.sleep(0.01)
+        child.send_signal(signal.SIGKILL)
+        child.wait()
+        child.stderr.close()
+    child = start("killed")
+    assert child.wait(120) == 0, child.stderr.read()
+    one, other = (
+        networks.load(tmp_path / name / train.NETWORK).variables
+        for name in ("whole", "killed")
+    )
+    jax.tree.map(np.testing.assert_array_equal, one, other)
+
+
+def test_loss_that_is_no_number(data_dir, tmp_path, tiny):  # noqa: F811
+    config = tiny_network.config(data_dir)
+    config.optimizer.learning_rate = 1e30
+    with pytest.raises(FloatingPointError, match="at step [23]; no state"):
+        train.train(config, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("batch_size", 6, "`batch_size` is 6; it must be a positive multiple of the 4"),
+        ("model", "resnet5", "`name` is 'resnet5'; choose one of"),
+        ("train_split", "training", "`split` is 'training'; plates has"),
+        ("data.name", "plate", "`name` is 'plate', which TFDS does not know"),
+        ("data.image_size", 90, "90x90 pixels.*95x95"),
+        ("view.name", "crop", "`view` is 'crop'; choose one of"),
+        ("view.name", "patches", "`config.localizer` is empty"),
+        ("init_from", "/nowhere", "'/nowhere'"),
+        ("optimizer.schedule", "flat", "`schedule` is 'flat'"),
+    ],
+)
+def test_bad_config_writes_nothing(data_dir, tmp_path, tiny, key, value, message):  # noqa: F811
+    config = tiny_network.config(data_dir)
+    if key == "data.image_size":
+        config.model = "anchornet"
+    part, *path = config, *key.split(".")
+    for name in path[:-1]:
+        part = part[name]
+    part[path[-1]] = value
+    with pytest.raises(ValueError, match=message):
+        train.train(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_patches_that_cannot_be_reached(data_dir, tmp_path, tiny):  # noqa: F811
+    anchornet = tiny_network.config(data_dir, model="anchornet", epochs=0.25)
+    trained = train.train(anchornet, tmp_path / "anchornet")
+    config = tiny_network.config(data_dir, localizer=trained["network"])
+    config.view.update(name="patches", k=26)
+    with pytest.raises(ValueError, match="`k` is 26; .* at most 25"):
+        train.train(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def main(*arguments):
+    """Run main.py as a user would; return exit status and what it printed."""
+    done = subprocess.run(
+        [sys.executable, "main.py", *arguments], capture_output=True, text=True
+    )
+    return done.returncode, done.stdout + done.stderr
+
+
+def test_main_refuses_a_mistyped_key(tmp_path):
+    status, printed = main(
+        "--config=configs/anchornet.py",
+        "--config.epoch=3",
+        f"--workdir={tmp_path / 'run'}",
+    )
+    assert status and "epoch" in printed and 'Did you mean "epochs"' in printed
+    assert not (tmp_path / "run").exists()
+
+
+def test_main_names_a_bad_argument(tmp_path):
+    status, printed = main(
+        "--config=configs/anchornet.py",
+        "--config.data.name=imagenet2013",
+        f"--workdir={tmp_path / 'run'}",
+    )
+    assert status and "`name` is 'imagenet2013'" in printed
+    assert "Traceback" not in printed
+
+
+def test_every_key_has_a_comment():
+    """configs/common.py is the manual: a key without a word beside it is not one."""
+    text = pathlib.Path(common.__file__).read_text().splitlines()
+    for line in text:
+        if line.strip().startswith("config.") and " = " in line:
+            assert "#" in line or "ConfigDict" in line or "optimizer." in line, line

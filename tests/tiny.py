@@ -1,0 +1,54 @@
+"""A network of two layers, and a config that trains it in seconds."""
+
+import jax.numpy as jnp
+import pytest
+from flax import linen as nn
+
+from anchornet_jax import models
+from anchornet_jax.models import layers
+from configs import common
+
+
+class Tiny(nn.Module):
+    """Strided convolution, BatchNorm, mean, classifier."""
+
+    num_classes: int
+    axis_name: str | None = None
+    dtype: str = "float32"
+
+    @nn.compact
+    def __call__(self, images, *, train=False):
+        """Return logits and no maps."""
+        x = layers.conv_bn(
+            images,
+            8,
+            ("conv1", "bn1"),
+            kernel=5,
+            stride=4,
+            train=train,
+            axis_name=self.axis_name,
+            dtype=self.dtype,
+        )
+        x = nn.relu(x).mean((1, 2), dtype=jnp.float32)
+        return nn.Dense(self.num_classes, name="fc")(x), {}
+
+
+@pytest.fixture
+def tiny(monkeypatch):
+    """Register the network as `tiny`."""
+    monkeypatch.setitem(models.MODELS, "tiny", (Tiny, {}))
+
+
+def config(data_dir, **changes):
+    """Return a training config: `tiny` on `plates/small`, eight steps of 16 images."""
+    config = common.get_config()
+    config.data.update(
+        name="plates/small", data_dir=data_dir, augment="none", flip=False, resize=0
+    )
+    config.train_split = "train"
+    config.calibration_split = "calibration"
+    config.test_split = "test"
+    config.model, config.batch_size, config.epochs = "tiny", 16, 2.0
+    config.log_every_steps, config.save_every_epochs = 2, 0.5
+    config.update(changes)
+    return config
