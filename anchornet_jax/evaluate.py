@@ -17,6 +17,7 @@ from anchornet_jax import (
     networks,
     parallel,
     sequence,
+    stopping,
     views,
     workdir,
 )
@@ -67,7 +68,7 @@ def evaluate(config, directory) -> dict:
     random = _table(found, macs, "random_")
     random.save(directory / "random.npz")
 
-    curve = _budgeted(tables, config.budgets)
+    curve = _budgeted(tables, config.budgets, config.rule)
     full = _full_image(config, source, trained.get("full_image"))
     point = _operating_point(curve, full)
     _save_examples(directory, found, tables["test"], point, method.patch_size)
@@ -119,13 +120,21 @@ def _table(found, macs, prefix="") -> exits.ExitTable:
     )
 
 
-def _budgeted(tables, points: int) -> list[dict]:
-    """Fit thresholds to budgets on the calibration split, score them on the test."""
+def _budgeted(tables, points: int, rule: str) -> list[dict]:
+    """Fit the rule to budgets on the calibration split, score it on the test split.
+
+    Ends with the first budget that the rule does not use up (`binding` is False).
+    """
     cost = tables["calibration"].cost
-    budgets = np.linspace(cost[0], cost[-1], points + 1)[1:]
-    rows = exits.curve(tables["calibration"], tables["test"], budgets)
+    budgets = np.geomspace(cost[0], cost[-1], points + 1)[1:]
     names = {"budget": "budget_macs", "mean_cost": "mean_macs", "shares": "exits"}
-    return [{names.get(k, k): v for k, v in row.items()} for row in rows]
+    rows = []
+    for found in stopping.curve(tables["calibration"], tables["test"], budgets, rule):
+        row = {names.get(key, key): value for key, value in found.items()}
+        rows.append({**row, "thresholds": row["rule"].get("thresholds")})
+        if not row["binding"]:
+            break
+    return rows
 
 
 def _anytime(table, random) -> list[dict]:
@@ -190,14 +199,14 @@ def _operating_point(curve, full) -> dict:
 
 
 def _save_examples(directory, found, table, point, patch_size) -> None:
-    outcome = exits.apply(table, point["thresholds"])
+    rule = stopping.from_json(point["rule"])
     first = slice(0, len(found["image"]))
     names = ("heatmap", "corners", "valid", "label", "predicted", "confidence", "box")
     arrays = {name: found[name][first] for name in names if name in found}
     workdir.write_npz(
         directory / "examples.npz",
         image=found["image"],
-        exit=outcome.exit[first],
+        exit=rule.exits(table.confidence[first]),
         patch_size=patch_size,
         **arrays,
     )

@@ -1,17 +1,17 @@
 """Weights trained with PyTorch, for the networks of `models`.
 
-One rule fits all, since the modules here carry the names that they have in the published
-state dicts, with numbers joined by `_`: `layer1.0.downsample.1.running_var` is found at
-`batch_stats/layer1_0/downsample_1/var`. PyTorch stores the kernels of convolutions as
-[out, in, h, w] and of linear layers as [out, in]; Flax as [h, w, in, out], [in, out].
+One rule fits all, since modules here carry their names in the published state dicts, with
+numbers joined by `_`: `layer1.0.downsample.1.running_var` becomes
+`batch_stats/layer1_0/downsample_1/var`. PyTorch keeps kernels as [out, in, h, w] or
+[out, in]; Flax as [h, w, in, out] or [in, out].
 
     model = models.create("resnet50", num_classes=1000)
     variables = torch_import.import_weights("resnet50-0676ba61.pth", model)
 """
 
 import os
-import pickle
 import re
+from collections.abc import Mapping
 
 import jax
 import numpy as np
@@ -20,10 +20,10 @@ from flax import traverse_util
 
 from anchornet_jax import checkpoint
 
-# Keys under which training programs put the weights beside an epoch or an optimizer.
+# Where training programs put the weights, beside an epoch or an optimizer's state.
 WRAPPERS = ("net", "model_state_dict", "state_dict")
-# What state dicts hold and no network here needs: a counter that only a momentum of None
-# would use, and the authors' AnchorNet's expansion of a block that expands nothing.
+# What state dicts hold and nobody needs: a count of steps that BatchNorm reads only
+# without momentum, and the expansion of AnchorNet's first block, which expands nothing.
 UNUSED = re.compile(r".*\.num_batches_tracked|bneck\.0\.(conv1|bn1)\..*")
 STATISTICS = {"running_mean": "mean", "running_var": "var"}
 
@@ -35,94 +35,150 @@ def import_weights(
     fresh_classifier: bool = False,
     seed: int = 0,
 ) -> dict:
-    """Read a file of PyTorch weights as the variables of `model`.
+    """Read a file of PyTorch weights as the variables of a network.
 
     Args:
       path: see `read`.
       model: from `models.create`.
-      fresh_classifier: initialise the classifier, from `seed`, if only the number of
-        its classes differs from the file's.
-      seed: of the fresh classifier.
+      fresh_classifier: see `convert`; the fresh one is initialised.
+      seed: of a fresh classifier.
 
     Raises:
-      ValueError: if the file cannot be read or is of another network.
+      ValueError: if the file cannot be read, or is of another network.
       ImportError: if the library that reads such files is missing.
     """
     images = jax.ShapeDtypeStruct((1, 224, 224, 3), np.float32)
-    template = jax.eval_shape(model.init, jax.random.key(seed), images)
+    key = jax.random.key(seed)
+    template = jax.eval_shape(model.init, key, images)
     variables = convert(read(path), template, fresh_classifier=fresh_classifier)
-    missing = [
-        path
-        for path, leaf in traverse_util.flatten_dict(variables).items()
-        if isinstance(leaf, jax.ShapeDtypeStruct)
-    ]
+    flat = traverse_util.flatten_dict(variables, sep="/")
+    fresh = [at for at, x in flat.items() if isinstance(x, jax.ShapeDtypeStruct)]
 
-    @jax.jit  # compiles what makes these few leaves, not the network
+    @jax.jit  # XLA drops the rest of the network, so this compiles at once
     def initial(key):
-        fresh = traverse_util.flatten_dict(model.init(key, np.zeros(images.shape)))
-        return {path: fresh[path] for path in missing}
+        initialised = model.init(key, np.zeros(images.shape, images.dtype))
+        initialised = traverse_util.flatten_dict(initialised, sep="/")
+        return {at: initialised[at] for at in fresh}
 
-    if missing:
-        fresh = jax.device_get(initial(jax.random.key(seed)))
-        flat = traverse_util.flatten_dict(variables) | fresh
-        variables = traverse_util.unflatten_dict(flat)
-    return variables
-
-
-def read(path: str | os.PathLike) -> dict[str, np.ndarray]:
-    """Read a state dict: its names and its arrays, in PyTorch's layout.
-
-    Args:
-      path: a `.safetensors` file, or anything that `torch.save` wrote: a state dict, or
-        a dict that holds one under a key of `WRAPPERS`. A prefix `module.`, left by
-        PyTorch's data parallelism, is dropped.
-
-    Raises:
-      ValueError: if the file is damaged, or holds something else.
-      ImportError: if safetensors or torch is needed and missing.
-    """
-    path = os.fspath(path)
-    load = _load_safetensors if path.endswith(".safetensors") else _load_torch
-    state = load(path)
-    return {name.removeprefix("module."): array for name, array in state.items()}
+    if fresh:
+        flat |= jax.device_get(initial(key))
+    return traverse_util.unflatten_dict(flat, sep="/")
 
 
 def convert(
-    state: dict[str, np.ndarray], template: dict, *, fresh_classifier: bool = False
+    state: Mapping[str, np.ndarray], template: dict, *, fresh_classifier: bool = False
 ) -> dict:
-    """Turn a state dict into the variables of a network.
+    """Turn a state dict into the variables of a network, float32.
 
     Args:
-      state: names and arrays in PyTorch's layout.
-      template: the network's variables or, by `jax.eval_shape`, their shapes.
-      fresh_classifier: take the classifier from `template` if it has other numbers of
-        classes. The classifier is what differs: a linear layer, alike but for its
-        number of outputs.
-
-    Returns:
-      NumPy arrays in the structure and with the dtypes of `template`.
+      state: arrays in PyTorch's layout, by name.
+      template: the network's variables, or their shapes from `jax.eval_shape`.
+      fresh_classifier: leave in place what `template` has as classifier, if the number
+        of classes is another. The classifier is any linear layer that differs from the
+        state's in nothing but its number of outputs.
 
     Raises:
-      ValueError: if the names or shapes differ; the message lists both sides.
+      ValueError: if names or shapes differ. The message lists both sides.
     """
-    wanted = traverse_util.flatten_dict(template)
+    wanted = traverse_util.flatten_dict(template, sep="/")
     found = {}
     for name, array in state.items():
-        target, array = _translate(name, array)
-        if target in wanted or not UNUSED.fullmatch(name):
-            found[target] = array
-    classifier = _other_classes(found, wanted)
+        at, array = _translate(name, array)
+        if at in wanted or not UNUSED.fullmatch(name):
+            found[at] = array
+    classifier = _classifier(found, wanted)
     if fresh_classifier:
-        found |= {target: wanted[target] for target in classifier}
+        found |= {at: wanted[at] for at in classifier}
     try:
-        checkpoint.match(traverse_util.unflatten_dict(found), template)
+        checkpoint.match(found, template)
     except ValueError as error:
-        hint = "" if fresh_classifier or not classifier else _hint(classifier)
+        hint = "\nAnother number of classes needs `fresh_classifier`."
+        hint = hint if classifier and not fresh_classifier else ""
         raise ValueError(f"{error}{hint}") from None
-    kept = set() if not fresh_classifier else classifier
-    return traverse_util.unflatten_dict(
-        {
-            target: leaf if target in kept else found[target].astype(leaf.dtype)
-            for target, leaf in wanted.items()
-        }
-    )
+    return traverse_util.unflatten_dict(found, sep="/")
+
+
+def _translate(name: str, array) -> tuple[str, np.ndarray]:
+    """Return where an entry of a state dict belongs, and its array in Flax's layout."""
+    # The published DenseNets are older than their modules' names: norm.1 is norm1 now.
+    name = re.sub(r"(?<=denselayer)(\d+\.\w+)\.(?=[12]\.)", r"\1", name)
+    *path, leaf = re.sub(r"\.(\d+)(?=\.)", r"_\1", name).split(".")
+    array = np.asarray(array, np.float32)
+    if leaf in STATISTICS:
+        return "/".join(("batch_stats", *path, STATISTICS[leaf])), array
+    if leaf == "weight":
+        leaf = "kernel" if array.ndim > 1 else "scale"
+    if leaf == "kernel":
+        array = np.moveaxis(array, (0, 1), (-1, -2))
+    return "/".join(("params", *path, leaf)), array
+
+
+def _classifier(found: dict, wanted: dict) -> set[str]:
+    """Return the leaves of linear layers that differ in their number of outputs alone."""
+    modules = {
+        at.removesuffix("kernel")
+        for at in found.keys() & wanted.keys()
+        if at.endswith("/kernel")
+        and found[at].ndim == len(wanted[at].shape) == 2
+        and found[at].shape[0] == wanted[at].shape[0]
+        and found[at].shape[1] != wanted[at].shape[1]
+    }
+    return {at for at in wanted if at.rpartition("/")[0] + "/" in modules}
+
+
+def read(path: str | os.PathLike) -> dict[str, np.ndarray]:
+    """Read a state dict: arrays in PyTorch's layout, by name.
+
+    Args:
+      path: a `.safetensors` file, or one that `torch.save` wrote of a state dict or of a
+        dict that holds one under a key of `WRAPPERS`. The prefix `module.`, which data
+        parallelism leaves, is dropped.
+
+    Raises:
+      ValueError: if there is no such file, or it is damaged or holds something else.
+      ImportError: if torch, or safetensors, is needed and missing.
+    """
+    path = os.fspath(path)
+    if not os.path.isfile(path):
+        raise ValueError(f"`path` is {path!r}; there is no such file")
+    load = _load_safetensors if path.endswith(".safetensors") else _load_torch
+    return {name.removeprefix("module."): x for name, x in load(path).items()}
+
+
+def _load_safetensors(path: str) -> dict[str, np.ndarray]:
+    try:
+        import safetensors.numpy
+    except ImportError:
+        message = f"{path} is read with safetensors: `pip install safetensors`"
+        raise ImportError(message) from None
+    try:
+        return safetensors.numpy.load_file(path)
+    except safetensors.SafetensorError as error:
+        raise ValueError(f"{path} is damaged: {error}") from None
+
+
+def _load_torch(path: str) -> dict[str, np.ndarray]:
+    try:
+        import torch
+    except ImportError:
+        raise ImportError(f"{path} is read with PyTorch: `pip install torch`") from None
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # bytes that are no pickle make torch raise anything
+        found = re.search(r"GLOBAL (\S+)", str(error))
+        problem = (
+            f"holds a Python object ({found[1]}), which loading would run as code; save"
+            " the `state_dict()` of a module, not the module"
+            if found
+            else f"is damaged or not of `torch.save` ({type(error).__name__}: {error})"
+        )
+        raise ValueError(f"{path} {problem}") from None
+    for key in WRAPPERS:
+        if isinstance(state, Mapping) and isinstance(state.get(key), Mapping):
+            state = state[key]
+            break
+    tensors = isinstance(state, Mapping) and all(map(torch.is_tensor, state.values()))
+    if not tensors:
+        has = f"keys {list(state)}" if isinstance(state, Mapping) else type(state)
+        raise ValueError(f"{path} is no state dict, nor holds one in {WRAPPERS}: {has}")
+    return {name: tensor.float().numpy() for name, tensor in state.items()}

@@ -130,10 +130,9 @@ def train(config, directory) -> dict:
             metric_writers.create_default_writer(str(directory))
         ) as writer,
     ):
-        state = _loop(run, config, state, checkpoints, writer)
-        checkpoints.wait()
+        state, scores = _loop(run, config, state, checkpoints, writer)
         step, best = checkpoints.restore_best(state)
-    result["accuracy"] = _evaluate(run, config, best)
+    result["accuracy"] = scores.get(step) or _evaluate(run, config, best)
     networks.save(
         directory / NETWORK,
         run.description,
@@ -146,8 +145,8 @@ def train(config, directory) -> dict:
     return result
 
 
-def _loop(run, config, state, checkpoints, writer) -> learning.TrainState:
-    """Train to the last step; return the last state, on the host."""
+def _loop(run, config, state, checkpoints, writer):
+    """Train to the last step; return the last state, on the host, and {step: score}."""
     step_fn = parallel.train_step(
         learning.make_train_step(run.model, run.view, run.optimizer, config.seed)
     )
@@ -165,6 +164,7 @@ def _loop(run, config, state, checkpoints, writer) -> learning.TrainState:
         seed=config.seed,
         first_step=start,
     )
+    scores = {}
     pending = []  # sums of the steps since the last log, on the device
     for step in range(start + 1, run.steps + 1):
         state, sums = step_fn(state, frozen, next(batches))
@@ -177,10 +177,10 @@ def _loop(run, config, state, checkpoints, writer) -> learning.TrainState:
             _log(writer, step, jax.device_get(pending))
             pending = []
         if save:
-            score = _evaluate(run, config, state)
-            writer.write_scalars(step, {"calibration_accuracy": score})
-            checkpoints.save(step, state, metric=score)
-    return jax.device_get(state)
+            scores[step] = _evaluate(run, config, state)
+            writer.write_scalars(step, {"calibration_accuracy": scores[step]})
+            checkpoints.save(step, state, metric=scores[step])
+    return jax.device_get(state), scores
 
 
 def _log(writer, step, sums) -> None:

@@ -58,6 +58,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.networks.patches = ""
     config.inputs = 5  # T: the glance and T - 1 patches
     config.fuse = "logits"  # what is summed over inputs: logits | probabilities
+    config.rule = "thresholds"  # who leaves when: geometric | thresholds | value
     config.budgets = 20  # points of the budgeted curve
 
     # A pipeline: name -> config of each stage, run in this order.

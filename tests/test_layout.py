@@ -16,7 +16,7 @@ LAYERS = [  # lower never imports higher
         "workdir",
         "published",
     },
-    {"patches"},
+    {"patches", "stopping"},
     {"models.layers"},
     {
         "models.anchornet",

@@ -10,6 +10,9 @@ that somebody may want. A name stands for a class and its arguments, nothing mor
 from flax import linen as nn
 
 from anchornet_jax.models.anchornet import AnchorNet
+from anchornet_jax.models.densenet import DenseNet
+from anchornet_jax.models.mobilenet import EfficientNet, MobileNetV3
+from anchornet_jax.models.regnet import RegNet
 from anchornet_jax.models.resnet import ResNet
 
 MODELS = {  # name: (class, arguments)
@@ -24,6 +27,31 @@ MODELS = {  # name: (class, arguments)
     "resnext50_32x4d": (
         ResNet,
         {"depths": (3, 4, 6, 3), "bottleneck": True, "groups": 32, "group_width": 4},
+    ),
+    "densenet121": (DenseNet, {"depths": (6, 12, 24, 16)}),
+    "densenet161": (DenseNet, {"depths": (6, 12, 36, 24), "growth": 48}),
+    "densenet169": (DenseNet, {"depths": (6, 12, 32, 32)}),
+    "densenet201": (DenseNet, {"depths": (6, 12, 48, 32)}),
+    "mobilenet_v3_large": (MobileNetV3, {}),
+    "efficientnet_b0": (EfficientNet, {}),
+    "efficientnet_b1": (EfficientNet, {"depth": 1.1}),
+    "efficientnet_b2": (EfficientNet, {"width": 1.1, "depth": 1.2, "dropout": 0.3}),
+    "efficientnet_b3": (EfficientNet, {"width": 1.2, "depth": 1.4, "dropout": 0.3}),
+    "regnet_y_400mf": (
+        RegNet,
+        {"depth": 16, "w0": 48, "wa": 27.89, "wm": 2.09, "group_width": 8},
+    ),
+    "regnet_y_600mf": (
+        RegNet,
+        {"depth": 15, "w0": 48, "wa": 32.54, "wm": 2.32, "group_width": 16},
+    ),
+    "regnet_y_800mf": (
+        RegNet,
+        {"depth": 14, "w0": 56, "wa": 38.84, "wm": 2.4, "group_width": 16},
+    ),
+    "regnet_y_1_6gf": (
+        RegNet,
+        {"depth": 27, "w0": 48, "wa": 20.71, "wm": 2.65, "group_width": 24},
     ),
 }
 

@@ -1,0 +1,261 @@
+"""Exit tables: what a network knew at each exit, and what leaving there costs.
+
+Localizing Semantic Patches (2022), Sec. 3.4, Algorithm 1. A table holds, per image and
+exit, how confident the network was and whether it was right, and per exit the
+cumulative cost of leaving there, in any unit (multiply-adds, milliseconds). It may come
+from any network. `anchornet_jax.stopping` fits rules to such a table.
+
+    table = exits.ExitTable.load("table.npz", cost=[0.79, 1.64, 2.43])
+    exits.apply(table, [0.7, 0.9]).accuracy
+    exits.anytime(table)
+"""
+
+import csv
+import dataclasses
+import os
+import pathlib
+import tempfile
+import zipfile
+
+import numpy as np
+
+NEVER = 2.0  # a threshold that no confidence exceeds: nobody leaves there
+ROUNDING = 1e-5  # a float32 softmax may exceed 1 by a few units in the last place
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class ExitTable:
+    """Confidence and correctness of n images at E exits, and the cost of each exit.
+
+    Give `correct`, or `predicted` and `label`, from which it is derived.
+
+    confidence: [n, E], in [0, 1].
+    cost: [E] cumulative cost of leaving at each exit, positive and increasing.
+    correct: [n, E] bool.
+    predicted: [n, E] int class at each exit, or None.
+    label: [n] int, or None.
+
+    Raises:
+        ValueError: arrays that disagree in shape or hold impossible values.
+    """
+
+    confidence: np.ndarray
+    cost: np.ndarray
+    correct: np.ndarray | None = None
+    predicted: np.ndarray | None = None
+    label: np.ndarray | None = None
+
+    def __post_init__(self):
+        confidence = _confidence(self.confidence)
+        fields = {"confidence": confidence, "cost": _cost(self.cost, confidence)}
+        n = len(confidence)
+        if (self.predicted is None) != (self.label is None):
+            raise ValueError("`predicted` and `label` must be given together")
+        if self.predicted is not None:
+            predicted = _classes("predicted", self.predicted, confidence.shape)
+            label = _classes("label", self.label, (n,))
+            fields |= {"predicted": predicted, "label": label}
+            fields["correct"] = predicted == label[:, None]
+        if self.correct is not None:
+            correct = _correct(self.correct, confidence.shape)
+            if (correct != fields.get("correct", correct)).any():
+                raise ValueError("`correct` disagrees with `predicted` and `label`")
+            fields["correct"] = correct
+        if "correct" not in fields:
+            raise ValueError("give `correct`, or `predicted` and `label`")
+        for name, value in fields.items():
+            object.__setattr__(self, name, value)
+
+    def select(self, rows=slice(None), exits: int | None = None) -> "ExitTable":
+        """Return the table of some rows (indices, mask or slice) and the first exits."""
+        keep = {"cost": self.cost[:exits]}
+        for name in ("confidence", "correct", "predicted"):
+            value = getattr(self, name)
+            keep[name] = None if value is None else value[rows, :exits]
+        keep["label"] = None if self.label is None else self.label[rows]
+        return ExitTable(**keep)
+
+    def save(self, path: str | os.PathLike) -> None:
+        """Write an `.npz` of the fields that are present, whole or not at all."""
+        path = pathlib.Path(path)
+        if path.suffix != ".npz":
+            raise ValueError(f"`path` is {str(path)!r}; a table is saved as .npz")
+        arrays = {k: v for k, v in vars(self).items() if v is not None}
+        handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".partial")
+        try:
+            with os.fdopen(handle, "wb") as file:
+                np.savez_compressed(file, **arrays)
+            os.replace(temporary, path)
+        except BaseException:
+            os.unlink(temporary)
+            raise
+
+    @classmethod
+    def load(cls, path: str | os.PathLike, *, cost=None) -> "ExitTable":
+        """Read a table from `.npz` or `.csv`.
+
+        An `.npz` holds arrays named as the fields. A `.csv` has a header and one line
+        per image, with columns `confidence_1` … `confidence_E`, then `correct_1` …
+        (0 or 1), or `predicted_1` … and `label`, and optionally `cost_1` …, the same on
+        every line. Other arrays and columns are ignored.
+
+        Args:
+            path: the file.
+            cost: [E]; needed when the file has no cost, and preferred to the file's.
+
+        Raises:
+            ValueError: not such a file, or what it holds is no exit table.
+        """
+        path = pathlib.Path(path)
+        if path.suffix not in READERS:
+            raise ValueError(f"`path` is {str(path)!r}; choose one of {[*READERS]}")
+        try:
+            fields = READERS[path.suffix](path)
+            if cost is not None:
+                fields["cost"] = cost
+            if missing := {"confidence", "cost"} - fields.keys():
+                raise ValueError(f"no {' and no '.join(sorted(missing))} in it")
+            return cls(**fields)
+        except (ValueError, EOFError, zipfile.BadZipFile) as error:
+            raise ValueError(f"{path}: {error}") from error
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Outcome:
+    """What leaving at given exits comes to.
+
+    exit: [n] int, 0-based.
+    accuracy: share of the images that are right where they leave.
+    mean_cost: per image, in the unit of the table's cost.
+    shares: [E] share of the images that leave at each exit.
+    expected_inputs: E(t), the mean number of inputs, the first exit counting 1.
+    """
+
+    exit: np.ndarray
+    accuracy: float
+    mean_cost: float
+    shares: np.ndarray
+    expected_inputs: float
+
+
+def score(table: ExitTable, exit: np.ndarray) -> Outcome:
+    """Score the table's images when image i leaves at `exit[i]` ([n] int, 0-based)."""
+    shares = np.bincount(exit, minlength=len(table.cost)) / len(exit)
+    return Outcome(
+        exit=exit,
+        accuracy=float(table.correct[np.arange(len(exit)), exit].mean()),
+        mean_cost=float(shares @ table.cost),
+        shares=shares,
+        expected_inputs=float(exit.mean() + 1),
+    )
+
+
+def apply(table: ExitTable, thresholds) -> Outcome:
+    """Leave at the first exit whose confidence exceeds its threshold (Algorithm 1).
+
+    Args:
+        table: n images, E exits.
+        thresholds: [E - 1]; the last exit takes everyone left. `NEVER` skips an exit.
+
+    Raises:
+        ValueError: thresholds of another length, or NaN.
+    """
+    thresholds = np.asarray(thresholds, float)
+    wanted = len(table.cost) - 1
+    if thresholds.shape != (wanted,) or np.isnan(thresholds).any():
+        raise ValueError(
+            f"`thresholds` is {thresholds.tolist()}; give {wanted} numbers, one for "
+            f"each of the {wanted + 1} exits but the last"
+        )
+    leaves = table.confidence > np.append(thresholds, -np.inf)
+    return score(table, leaves.argmax(axis=1))
+
+
+def anytime(table: ExitTable) -> list[dict]:
+    """Return {inputs, accuracy, cost} for each exit when every image leaves there."""
+    accuracy = table.correct.mean(axis=0)
+    return [
+        {"inputs": t + 1, "accuracy": float(accuracy[t]), "cost": float(cost)}
+        for t, cost in enumerate(table.cost)
+    ]
+
+
+def _read_npz(path):
+    with np.load(path, allow_pickle=False) as file:
+        if not isinstance(file, np.lib.npyio.NpzFile):
+            raise ValueError("not an archive of named arrays")
+        names = [field.name for field in dataclasses.fields(ExitTable)]
+        return {name: file[name] for name in names if name in file}
+
+
+def _read_csv(path):
+    with open(path, newline="", encoding="utf-8") as file:
+        header = next(csv.reader(file), [])
+        header = [name.strip() for name in header]
+        values = np.genfromtxt(file, delimiter=",", ndmin=2, encoding="utf-8")
+    if values.shape[1:] != (len(header),):
+        raise ValueError(f"{len(header)} names but {values.shape[1]} columns of numbers")
+    fields = {}
+    for name in ("confidence", "correct", "predicted", "cost"):
+        columns = [c for c in header if c.startswith(f"{name}_")]
+        wanted = [f"{name}_{t + 1}" for t in range(len(columns))]
+        if sorted(columns) != sorted(wanted):
+            raise ValueError(f"columns {columns}; they must be numbered 1, 2, …")
+        if columns:
+            fields[name] = values[:, [header.index(c) for c in wanted]]
+    if "label" in header:
+        fields["label"] = values[:, header.index("label")]
+    if "cost" in fields:
+        if (fields["cost"] != fields["cost"][:1]).any():
+            raise ValueError("`cost` differs between lines; it belongs to the exits")
+        fields["cost"] = fields["cost"][0]
+    return fields
+
+
+READERS = {".npz": _read_npz, ".csv": _read_csv}
+
+
+def _confidence(confidence):
+    confidence = np.asarray(confidence, float)
+    if confidence.ndim != 2 or not confidence.size:
+        raise ValueError(f"`confidence` has shape {confidence.shape}; give [n, E], n > 0")
+    bad = ~((confidence >= -ROUNDING) & (confidence <= 1 + ROUNDING))  # NaN included
+    if bad.any():
+        row, column = np.argwhere(bad)[0]
+        raise ValueError(
+            f"`confidence` is {confidence[row, column]} for image {row} at exit "
+            f"{column + 1}; every value must be in [0, 1]"
+        )
+    return confidence.clip(0, 1)
+
+
+def _cost(cost, confidence):
+    cost = np.asarray(cost, float)
+    if cost.shape != confidence.shape[1:]:
+        raise ValueError(
+            f"`cost` has shape {cost.shape}; `confidence` has {confidence.shape[1]} exits"
+        )
+    if not (np.isfinite(cost).all() and (np.diff(cost, prepend=0) > 0).all()):
+        raise ValueError(
+            f"`cost` is {cost.tolist()}; it must be positive, finite and increasing"
+        )
+    return cost
+
+
+def _correct(correct, shape):
+    correct = np.asarray(correct)
+    if correct.shape != shape:
+        raise ValueError(f"`correct` has shape {correct.shape}; `confidence` {shape}")
+    if not np.isin(correct, (0, 1)).all():
+        raise ValueError("`correct` must hold booleans, or 0 and 1")
+    return correct.astype(bool)
+
+
+def _classes(name, values, shape):
+    values = np.asarray(values)
+    if values.shape != shape:
+        raise ValueError(f"`{name}` has shape {values.shape}; it must be {shape}")
+    bad = ~((values >= 0) & (values == np.floor(values)))  # NaN included
+    if bad.any():
+        raise ValueError(f"`{name}` holds {values[bad][0]}; a class is an integer >= 0")
+    return values.astype(int)

@@ -1,0 +1,365 @@
+"""Stopping rules: who leaves at which exit, fitted to a budget on calibration images.
+
+A rule decides step by step from the confidences so far (Localizing Semantic Patches,
+2022, Sec. 3.4), so a running engine can follow it. Three ways to fit one:
+
+- `geometric`: thresholds that let shares proportional to q, q^2, … leave, as in MSDNet
+  (Multi-Scale Dense Networks, 2018, Sec. 4.2), RANet and GFNet.
+- `thresholds`: one threshold per exit, fitted for accuracy by optimal stopping.
+- `value`: optimal stopping on the whole history of confidences. At each exit a
+  regression predicts what going on is worth: the accuracy that it adds, less its cost
+  at a price; who expects nothing leaves. Prices from high to low give all budgets.
+
+    fitted = stopping.fit(calibration, budget=1.1)
+    exits.score(test, fitted.rule.exits(test.confidence)).accuracy
+"""
+
+import dataclasses
+import itertools
+
+import numpy as np
+
+from anchornet_jax import exits
+
+ALWAYS = -1.0  # a threshold that every confidence exceeds
+PRICES = 60  # points of a path; budgets between two of them blend both rules
+HALVINGS = 24  # of the blend at most, until a budget is met to PRECISION
+PRECISION = 2e-4
+
+
+class Rule:
+    """When to leave. Subclasses define `steps`, `leaves`, `blend` and `to_json`."""
+
+    def exits(self, confidence: np.ndarray) -> np.ndarray:
+        """Return the exit ([n] int, 0-based) of images with known confidence [n, E]."""
+        exit = np.full(len(confidence), self.steps)
+        for step in reversed(range(self.steps)):
+            exit[self.leaves(step, confidence[:, : step + 1])] = step
+        return exit
+
+
+@dataclasses.dataclass(frozen=True)
+class ThresholdRule(Rule):
+    """Leave when the confidence exceeds the exit's threshold ([E - 1]; Algorithm 1)."""
+
+    thresholds: tuple[float, ...]
+
+    @property
+    def steps(self) -> int:
+        """Return E - 1, the number of exits at which there is something to decide."""
+        return len(self.thresholds)
+
+    def leaves(self, step: int, confidence: np.ndarray) -> np.ndarray:
+        """Return [b] bool: who leaves at `step` (0-based), confidence [b, step + 1]."""
+        history = _history(self, step, confidence)
+        if step == self.steps:
+            return np.ones(len(history), bool)
+        return history[:, -1] > self.thresholds[step]
+
+    def blend(self, other: "ThresholdRule", share: float) -> "ThresholdRule":
+        """Return the rule that lies `share` of the way to `other`."""
+        pairs = zip(self.thresholds, other.thresholds)
+        return ThresholdRule(tuple(a + share * (b - a) for a, b in pairs))
+
+    def to_json(self) -> dict:
+        """Return plain data from which `from_json` makes the same rule."""
+        return {"rule": "thresholds", "thresholds": list(self.thresholds)}
+
+
+@dataclasses.dataclass(frozen=True)
+class ValueRule(Rule):
+    """Leave when going on is worth nothing.
+
+    With d = sqrt(1 - confidence), going on from exit t is worth
+    w_0 + w_1 d_t^2 + w_2 d_1 + … + w_(t+1) d_t, weights being those of exit t.
+    The root resolves confidences near 1, where summed logits put most images.
+
+    weights: per exit but the last, t + 2 numbers at exit t = 1 … E - 1.
+    """
+
+    weights: tuple[tuple[float, ...], ...]
+
+    @property
+    def steps(self) -> int:
+        """Return E - 1, the number of exits at which there is something to decide."""
+        return len(self.weights)
+
+    def leaves(self, step: int, confidence: np.ndarray) -> np.ndarray:
+        """Return [b] bool: who leaves at `step` (0-based), confidence [b, step + 1]."""
+        history = _history(self, step, confidence)
+        if step == self.steps:
+            return np.ones(len(history), bool)
+        # Summed term by term: a matrix product may round differently per batch size.
+        features = _features(history, range(step + 1))
+        return sum(w * f for w, f in zip(self.weights[step], features)) <= 0
+
+    def blend(self, other: "ValueRule", share: float) -> "ValueRule":
+        """Return the rule that lies `share` of the way to `other`."""
+        pairs = zip(self.weights, other.weights)
+        return ValueRule(
+            tuple(tuple(a + share * (b - a) for a, b in zip(*pair)) for pair in pairs)
+        )
+
+    def to_json(self) -> dict:
+        """Return plain data from which `from_json` makes the same rule."""
+        return {"rule": "value", "weights": [list(w) for w in self.weights]}
+
+
+def from_json(data: dict) -> Rule:
+    """Make the rule that `to_json` described.
+
+    Raises:
+        ValueError: `data` describes no rule, or one whose numbers are not finite or do
+            not fit its number of exits.
+    """
+    if data.get("rule") == "thresholds" and _finite(data.get("thresholds")):
+        return ThresholdRule(tuple(float(x) for x in data["thresholds"]))
+    if data.get("rule") == "value" and isinstance(data.get("weights"), list):
+        rows = data["weights"]
+        if all(_finite(row) and len(row) == t + 3 for t, row in enumerate(rows)):
+            return ValueRule(tuple(tuple(float(x) for x in row) for row in rows))
+    raise ValueError(f"`data` is {data!r}; it does not come from a rule's `to_json`")
+
+
+@dataclasses.dataclass(frozen=True)
+class Fit:
+    """A rule fitted to a budget, and what it reaches on the calibration images.
+
+    binding: False when part of the budget is left unspent because no dearer rule of
+        the method is more accurate on the calibration images.
+    """
+
+    rule: Rule
+    budget: float
+    accuracy: float
+    mean_cost: float
+    binding: bool
+
+
+def fit(table: exits.ExitTable, budget: float, method: str = "value") -> Fit:
+    """Fit the most accurate rule whose mean cost on `table` is at most `budget`.
+
+    Args:
+        table: calibration images; never those on which the rule is judged.
+        budget: mean cost per image, in the unit of the table's cost.
+        method: one of `METHODS`.
+
+    Raises:
+        ValueError: an unknown method, or a budget below the cheapest exit's cost.
+    """
+    return fit_all(table, [budget], method)[0]
+
+
+def fit_all(table: exits.ExitTable, budgets, method: str = "value") -> list[Fit]:
+    """Fit one rule per budget, sharing the work; see `fit`.
+
+    No budget gets a rule that is less accurate on `table` than a smaller budget's: then
+    it gets the smaller one's.
+    """
+    if method not in METHODS:
+        raise ValueError(f"`method` is {method!r}; choose one of {sorted(METHODS)}")
+    for budget in budgets:
+        if not budget >= table.cost[0]:  # NaN included
+            raise ValueError(
+                f"`budget` is {budget}, but the cheapest exit costs {table.cost[0]:.6g}"
+            )
+    path = [(rule, _score(table, rule)) for rule in METHODS[method](table)]
+    fits, last = {}, None
+    for budget in sorted(set(budgets)):
+        fits[budget] = last = _fit(table, path, budget, last)
+    return [fits[budget] for budget in budgets]
+
+
+def curve(
+    calibration: exits.ExitTable,
+    test: exits.ExitTable,
+    budgets,
+    method: str = "value",
+) -> list[dict]:
+    """Fit every budget on `calibration` and score it on `test`, in the order given.
+
+    Returns:
+        A list of plain dicts {budget, binding, mean_cost, accuracy, shares,
+        expected_inputs, calibration_accuracy, calibration_cost, rule}.
+
+    Raises:
+        ValueError: as `fit`, or tables whose exits differ in cost.
+    """
+    if not np.array_equal(calibration.cost, test.cost):
+        raise ValueError(
+            f"`test` has cost {test.cost.tolist()}, `calibration` "
+            f"{calibration.cost.tolist()}; they must be the same"
+        )
+    return [
+        _point(fitted, _score(test, fitted.rule))
+        for fitted in fit_all(calibration, budgets, method)
+    ]
+
+
+def _point(fitted, outcome):
+    return {
+        "budget": float(fitted.budget),
+        "binding": fitted.binding,
+        "mean_cost": outcome.mean_cost,
+        "accuracy": outcome.accuracy,
+        "shares": outcome.shares.tolist(),
+        "expected_inputs": outcome.expected_inputs,
+        "calibration_accuracy": fitted.accuracy,
+        "calibration_cost": fitted.mean_cost,
+        "rule": fitted.rule.to_json(),
+    }
+
+
+def _fit(table, path, budget, last):
+    """Fit one budget, `last` being the next smaller one's fit, or None.
+
+    The first try blends the neighbours on the path. Where accuracy hardly rises with
+    cost, chance may make that worse than `last`; then `last` spends the rest on the way
+    to some dearer rule that does no harm, or is kept.
+    """
+    costs = np.array([outcome.mean_cost for _, outcome in path])
+    if budget >= costs[-1]:
+        tries = [(path[-1], False)]
+    else:
+        k = int(np.argmax(costs > budget))
+        tries = [(_meet(table, path[k - 1], path[k][0], budget), True)]
+        if last is not None:
+            start = last.rule, _score(table, last.rule)
+            more = ((_meet(table, start, dear, budget), True) for dear, _ in path[k:])
+            tries = itertools.chain(tries, more)
+    for (rule, outcome), binding in tries:
+        if last is None or outcome.accuracy >= last.accuracy:
+            return Fit(rule, budget, outcome.accuracy, outcome.mean_cost, binding)
+    return dataclasses.replace(last, budget=budget, binding=False)
+
+
+def _meet(table, cheap, dear, budget):
+    """Blend a rule within the budget, with its outcome, towards one beyond it."""
+    best, low, high = cheap, 0.0, 1.0
+    for _ in range(HALVINGS):
+        share = (low + high) / 2
+        trial = cheap[0].blend(dear, share)
+        outcome = _score(table, trial)
+        if outcome.mean_cost > budget:
+            high = share
+            continue
+        best, low = (trial, outcome), share
+        if outcome.mean_cost > (1 - PRECISION) * budget:
+            break
+    return best
+
+
+def _geometric_path(table):
+    """Return rules that let shares proportional to q^t leave at exit t, q rising.
+
+    MSDNet 2018, Sec. 4.2; GFNet takes q from 0.05 to 1.95.
+    """
+    steps = len(table.cost) - 1
+    yield ThresholdRule((ALWAYS,) * steps)
+    for q in np.geomspace(1e-3, 10, 2 * PRICES):
+        shares = q ** np.arange(steps + 1)
+        counts = len(table.confidence) * shares / shares.sum()
+        stays, thresholds = np.ones(len(table.confidence), bool), []
+        for confidence, count in zip(table.confidence.T, counts[:-1]):
+            ranked = np.sort(confidence[stays])[::-1]
+            count = int(round(count))
+            thresholds.append(float(ranked[count]) if count < len(ranked) else ALWAYS)
+            stays &= confidence <= thresholds[-1]
+        yield ThresholdRule(tuple(thresholds))
+    yield ThresholdRule((exits.NEVER,) * steps)
+
+
+def _threshold_path(table):
+    """Return threshold rules learned at falling prices.
+
+    An exit's threshold is the one below which going on adds most, summed over what the
+    regression on that exit's own confidence predicts.
+    """
+    steps = len(table.cost) - 1
+    order = np.argsort(table.confidence, axis=0)  # [n, E]
+
+    def threshold(step, weights, worth):
+        confidence = table.confidence[:, step]
+        total = np.cumsum(worth[order[:, step]])
+        last = total.argmax()
+        theta = confidence[order[last, step]] if total[last] > 0 else ALWAYS
+        return float(theta), confidence <= theta
+
+    yield ThresholdRule((ALWAYS,) * steps)
+    designs = [_design(table.confidence[:, : t + 1], [t]) for t in range(steps)]
+    for price in _prices(table):
+        yield ThresholdRule(_learn(table, designs, price, threshold))
+
+
+def _value_path(table):
+    """Return value rules learned at falling prices."""
+    steps = len(table.cost) - 1
+    yield ValueRule(tuple((-1.0,) + (0.0,) * (t + 2) for t in range(steps)))
+    designs = [_design(table.confidence[:, : t + 1], range(t + 1)) for t in range(steps)]
+    for price in _prices(table):
+        rule = _learn(
+            table, designs, price, lambda step, w, worth: (tuple(w.tolist()), worth > 0)
+        )
+        yield ValueRule(rule)
+
+
+METHODS = {
+    "geometric": _geometric_path,
+    "thresholds": _threshold_path,
+    "value": _value_path,
+}
+
+
+def _learn(table, designs, price, decide):
+    """Learn one decision per exit, backwards from the last (Longstaff-Schwartz 2001).
+
+    `value` [n] is what each image really earns from the next exit on, correctness less
+    price times cost; its regression on the features is what going on is worth.
+    """
+    earns = table.correct - price * table.cost  # [n, E]
+    value, learned = earns[:, -1], []
+    for step in reversed(range(len(designs))):
+        features, solve = designs[step]
+        weights = solve @ (value - earns[:, step])
+        decision, goes_on = decide(step, weights, features @ weights)
+        value = np.where(goes_on, value, earns[:, step])
+        learned.insert(0, decision)
+    return tuple(learned)
+
+
+def _design(confidence, past):
+    features = np.stack(_features(confidence, past), axis=1)
+    return features, np.linalg.pinv(features)
+
+
+def _features(confidence, past):
+    doubt = np.sqrt(np.maximum(1 - confidence, 0))
+    constant = np.ones(len(doubt))
+    return [constant, doubt[:, -1] ** 2, *(doubt[:, t] for t in past)]
+
+
+def _prices(table):
+    """Return prices from one at which nothing can be worth its cost down to zero."""
+    dear = 1 / np.diff(table.cost).min(initial=table.cost[-1])
+    cheap = 1e-3 / (table.cost[-1] - table.cost[0] + table.cost[0])
+    return np.append(np.geomspace(dear, cheap, PRICES), 0)
+
+
+def _score(table, rule):
+    return exits.score(table, rule.exits(table.confidence))
+
+
+def _history(rule, step, confidence):
+    history = np.asarray(confidence, float)
+    if not 0 <= step <= rule.steps or history.shape[1:] != (step + 1,):
+        raise ValueError(
+            f"`step` is {step} and `confidence` has shape {history.shape}; the rule has "
+            f"steps 0 to {rule.steps}, and `confidence` is [b, step + 1]"
+        )
+    return history
+
+
+def _finite(numbers):
+    return isinstance(numbers, list) and all(
+        isinstance(x, int | float) and np.isfinite(x) for x in numbers
+    )
