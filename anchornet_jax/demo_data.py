@@ -1,8 +1,8 @@
 """Plates: a TFDS data set that draws itself, so that the method runs without a network.
 
 Each image is a canvas of coarse coloured noise with three white plates; one carries
-a dark digit, which is the class. A plate takes up 3 to 23 % of the canvas: resized to
-a glance small digits are lost, while a patch of original pixels shows them.
+a dark digit, which is the class. A plate covers 2 to 18 % of the canvas: resized to a
+glance, small digits blur, while a patch of original pixels shows them.
 Importing this module registers the data set with TFDS:
 
     from anchornet_jax import demo_data
@@ -27,7 +27,7 @@ from PIL import Image, ImageFont
 CANVAS = 224  # px
 PLATES = 3  # the first carries the digit
 DIAMETER = (36, 108)  # px, of a plate; log-uniform
-DIGIT_HEIGHT = 0.4  # of the plate's diameter
+DIGIT_HEIGHT = 0.5  # of the plate's diameter
 MAX_ANGLE = 20  # degrees either way
 NOISE_CELLS = 16  # random colours along each side of the canvas
 NOISE = (48, 208)  # range of those colours: only plates are white, only digits dark
@@ -154,7 +154,11 @@ class PlatesConfig(tfds.core.BuilderConfig):
 
 
 class Plates(tfds.core.GeneratorBasedBuilder):
-    """A digit on one of three plates, small on a large canvas; see the module."""
+    """A digit on one of three plates, small on a large canvas.
+
+    Features: `image`, a JPEG file; `label`; `bbox`, the plate with the digit, which is
+    for scoring and never for training. Splits: train, calibration and test.
+    """
 
     VERSION = tfds.core.Version("1.0.0")
     BUILDER_CONFIGS = [
@@ -167,7 +171,7 @@ class Plates(tfds.core.GeneratorBasedBuilder):
     def _info(self) -> tfds.core.DatasetInfo:
         return tfds.core.DatasetInfo(
             builder=self,
-            description=__doc__,
+            description=type(self).__doc__,
             features=tfds.features.FeaturesDict(
                 {
                     "image": tfds.features.Image(

@@ -226,7 +226,7 @@ def _confidence(confidence):
             f"`confidence` is {confidence[row, column]} for image {row} at exit "
             f"{column + 1}; every value must be in [0, 1]"
         )
-    return confidence.clip(0, 1)
+    return np.asfortranarray(confidence.clip(0, 1))  # rules read it exit by exit
 
 
 def _cost(cost, confidence):

@@ -26,7 +26,7 @@ STAGES = {"prepare": prepare, "train": train.train, "evaluate": evaluate.evaluat
 
 
 def pipeline(config, directory) -> dict:
-    """Run the unfinished ones of `config.stages`, in order; end with a report.
+    """Run the unfinished ones of `config.stages`, end with a report.
 
     Writes each stage's files in `directory`/STAGE and, from the last `evaluate` stage,
     `summary.json`, `report.html` and its figures.
@@ -38,6 +38,11 @@ def pipeline(config, directory) -> dict:
     Raises:
       ValueError: for a config that cannot run.
     """
+    if sorted(config.order) != sorted(config.stages):
+        raise ValueError(
+            f"`config.order` is {config.order}; it must name each of the stages "
+            f"{sorted(config.stages)} once"
+        )
     for name, stage in config.stages.items():
         if stage.program not in STAGES:
             raise ValueError(
@@ -46,8 +51,9 @@ def pipeline(config, directory) -> dict:
             )
     directory = workdir.claim(directory, config.to_dict())
     summary, seconds = {}, {}
-    for number, (name, stage) in enumerate(config.stages.items(), 1):
-        logging.info("stage %d of %d: %s", number, len(config.stages), name)
+    for number, name in enumerate(config.order, 1):
+        logging.info("stage %d of %d: %s", number, len(config.order), name)
+        stage = config.stages[name]
         result = run_stage(_resolved(stage, directory), directory / name)
         seconds[name] = result["seconds"]
         if stage.program == "evaluate":

@@ -177,7 +177,8 @@ def exit_color(exit: int) -> str:
     return EXITS[exit % len(EXITS)]
 
 
-def _exit_name(exit: int) -> str:
+def exit_name(exit: int) -> str:
+    """Say after which inputs an exit comes, counted from 0."""
     return "glance" if exit == 0 else f"{exit} patch" + "es" * (exit > 1)
 
 
@@ -203,7 +204,7 @@ def exit_distribution(budgeted: Sequence[Mapping]) -> Figure:
             color=exit_color(exit),
             edgecolor="white",
             linewidth=0.8,
-            label=_exit_name(exit),
+            label=exit_name(exit),
         )
     for place, row in zip(places, rows):
         text = f"{row['expected_inputs']:.1f}"

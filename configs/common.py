@@ -61,6 +61,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.rule = "thresholds"  # who leaves when: geometric | thresholds | value
     config.budgets = 20  # points of the budgeted curve
 
-    # A pipeline: name -> config of each stage, run in this order.
+    # A pipeline: name -> config of each stage, and the names as they run.
     config.stages = ml_collections.ConfigDict()
+    config.order = ()
     return config

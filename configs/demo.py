@@ -9,9 +9,9 @@ run. Ends with summary.json, report.html and figures in the run's directory.
 from configs import common
 
 TRAIN = {  # stage: (network, view, batch size, epochs, learning rate)
-    "anchornet": ("anchornet", "full", 32, 2.4, 0.2),
-    "full_image": ("resnet10", "full", 32, 2.0, 0.1),
-    "glance": ("resnet10", "resized", 32, 1.5, 0.05),
+    "anchornet": ("anchornet", "full", 32, 2.0, 0.2),
+    "full_image": ("resnet10", "full", 32, 1.7, 0.1),
+    "glance": ("resnet10", "resized", 32, 1.2, 0.05),
     "patches": ("resnet10", "patches", 32, 0.8, 0.05),
 }
 
@@ -37,6 +37,7 @@ def get_config():
     for name in TRAIN:
         stage.networks[name] = f"{name}/network"
     config.stages.evaluate = stage
+    config.order = ("data", *TRAIN, "evaluate")
     return config
 
 
@@ -52,7 +53,7 @@ def _data(config):
 
 def _stage(config, program):
     stage = common.get_config()
-    del stage.stages
+    del stage.stages, stage.order
     _data(stage)
     stage.program = program
     return stage

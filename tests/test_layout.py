@@ -26,10 +26,11 @@ LAYERS = [  # lower never imports higher
         "models.regnet",
     },
     {"models.__init__"},
-    {"views", "parallel", "checkpoint", "demo_data", "torch_import"},
-    {"data", "networks"},
+    {"views", "parallel", "checkpoint", "demo_data"},
+    {"data", "networks", "torch_import"},
     {"learning", "sequence"},
     {"train", "evaluate", "plots"},
+    {"pictures"},
     {"report"},
     {"pipeline"},
 ]
@@ -39,7 +40,7 @@ DOORS = {  # a foreign library has one door
     "orbax": {"checkpoint"},
     "clu": {"train", "evaluate"},
     "optax": {"learning", "train"},
-    "matplotlib": {"plots", "demo_data"},
+    "matplotlib": {"plots", "pictures", "demo_data"},
     "torch": {"torch_import"},
     "ml_collections": set(),
 }

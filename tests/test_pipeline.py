@@ -23,6 +23,7 @@ def small_demo(data_dir):
     config = demo.get_config()
     for stage in config.stages.values():
         stage.data.update(name="plates/small", data_dir=data_dir)
+        stage.data.update(image_size=160, resize=160)  # px; fewer than 224 are faster
         stage.batch_size, stage.epochs, stage.save_every_epochs = 16, 0.5, 0.25
         if stage.model == "resnet10":
             stage.model = "tiny"
@@ -89,7 +90,7 @@ train.train(config, sys.argv[2])
 """
 
 
-def test_killed_equals_uninterrupted(data_dir, tmp_path):
+def test_killed_equals_uninterrupted(data_dir, tmp_path, tiny):  # noqa: F811
     """SIGKILL at several moments of a real process, then the same command again."""
 
     def start(name):

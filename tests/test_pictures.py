@@ -1,0 +1,164 @@
+"""The pictures: heatmap and patches where they belong, inputs with their verdicts."""
+
+import numpy as np
+import pytest
+from matplotlib.patches import Rectangle
+
+from anchornet_jax import patches, pictures, plots
+from tests import fake_results
+
+CLASSES = fake_results.summary()["classes"]
+INPUTS = 3
+COLUMNS = INPUTS + 1  # axes of one image
+
+
+@pytest.fixture(scope="module")
+def figure():
+    return pictures.examples(fake_results.arrays(), CLASSES)
+
+
+def row(figure, i):
+    """Return the axes of image i: its picture, then its inputs."""
+    return figure.axes[COLUMNS * i : COLUMNS * (i + 1)]
+
+
+def rectangles(axes):
+    found = [patch for patch in axes.patches if isinstance(patch, Rectangle)]
+    return {
+        (r.get_y(), r.get_x(), r.get_height(), r.get_width()): r.get_linestyle()
+        for r in found
+    }
+
+
+@pytest.mark.parametrize(
+    "height, width, size, grid, corners, expected",
+    [
+        (224, 224, 95, (17, 17), [[0, 8]], 8),  # 2022, Table 1
+        (224, 320, 95, (17, 29), [[0, 8]], 8),
+        (118, 118, 95, (3, 3), [[8, 16]], 8),  # the sizes alone allow 8 to 11
+        (224, 224, 63, (21, 21), [[8, 16]], 8),  # 2020, Table 2
+        (95, 95, 95, (1, 1), [[0, 0]], 1),  # one location: any stride will do
+    ],
+)
+def test_stride(height, width, size, grid, corners, expected):
+    assert pictures.stride(height, width, size, grid, np.array(corners)) == expected
+
+
+def test_stride_refuses_what_does_not_fit():
+    with pytest.raises(ValueError, match=r"`grid` is \(17, 17\)"):
+        pictures.stride(224, 224, 95, (17, 17), np.array([[0, 5]]))
+
+
+def test_heatmap_lies_on_the_centres_of_the_patches(figure):
+    grey, heat = row(figure, 0)[0].images
+    size, patch, stride = (
+        fake_results.SIZE,
+        fake_results.PATCH,
+        fake_results.STRIDE,
+    )
+    assert list(grey.get_extent()) == [0, size, size, 0]
+    left, right, bottom, top = heat.get_extent()
+    cell = (right - left) / fake_results.GRID
+    for j in range(fake_results.GRID):  # the middle of each cell, in px
+        assert left + (j + 0.5) * cell == pytest.approx(j * stride + patch / 2)
+    assert (top, bottom) == (left, right)
+    np.testing.assert_array_equal(heat.get_array(), fake_results.arrays()["heatmap"][0])
+
+
+def test_patches_looked_at_are_solid_and_others_dashed(figure):
+    p = fake_results.PATCH
+    box = (6, 10, 14, 14)
+    dashes = (0, (4, 3))
+    for i, expected in enumerate(
+        [
+            {(4, 8, p, p): dashes, (28, 0, p, p): dashes},  # left after the glance
+            {(0, 0, p, p): "-", (24, 24, p, p): dashes},
+            {(8, 8, p, p): "-", (0, 28, p, p): "-"},
+            {(12, 4, p, p): "-"},  # the other does not exist
+        ]
+    ):
+        found = rectangles(row(figure, i)[0])
+        assert found.pop(box) == ":"
+        assert found == expected
+
+
+def test_patches_are_numbered_in_their_exits_colour(figure):
+    texts = {t.get_text(): t for t in row(figure, 2)[0].texts}
+    assert set(texts) == {"1", "2"}
+    for k, text in ((1, texts["1"]), (2, texts["2"])):
+        face = text.get_bbox_patch().get_facecolor()
+        assert np.allclose(
+            face[:3], [int(plots.EXITS[k][n : n + 2], 16) / 255 for n in (1, 3, 5)]
+        )
+
+
+def test_inputs_are_the_pixels_the_networks_see(figure):
+    arrays = fake_results.arrays()
+    glance, first, second = (axes.images[0].get_array() for axes in row(figure, 1)[1:])
+    expected = patches.resize(
+        arrays["image"][1:2].astype(np.float32), fake_results.PATCH
+    )
+    assert (
+        np.abs(np.asarray(glance, float) - np.clip(expected[0], 0, 255)).max() <= 0.51
+    )
+    np.testing.assert_array_equal(first, arrays["image"][1, :20, :20])
+    np.testing.assert_array_equal(second, arrays["image"][1, 24:44, 24:44])
+
+
+def test_a_patch_that_does_not_exist_is_said_so(figure):
+    last = row(figure, 3)[3]
+    assert not last.images and last.texts[0].get_text() == "no patch"
+
+
+def test_verdicts(figure):
+    labels = [axes.get_xlabel() for axes in row(figure, 1)[1:]]
+    assert labels == ["✗ <b>owl & co\n66%", "✓ $dog_1$\n70%", "✓ $dog_1$\n74%"]
+    found = [axes.xaxis.label.get_color() for axes in row(figure, 1)[1:]]
+    # wrong, right, and pale after the exit
+    assert found == [plots.VERDICTS[False][1], plots.VERDICTS[True][1], "#888888"]
+    assert row(figure, 1)[0].get_ylabel() == "true: $dog_1$"
+
+
+def test_one_exit_per_image(figure):
+    for i, exit in enumerate(fake_results.arrays()["exit"]):
+        marked = [
+            t
+            for t, axes in enumerate(row(figure, i)[1:])
+            if "EXIT" in [text.get_text() for text in axes.texts]
+        ]
+        assert marked == [exit]
+        pale = [
+            axes.images[0].get_alpha() for axes in row(figure, i)[1:] if axes.images
+        ]
+        assert all((alpha == 1) == (t <= exit) for t, alpha in enumerate(pale))
+
+
+def test_columns_and_legend(figure):
+    assert [a.get_title() for a in row(figure, 0)] == [
+        "",
+        "glance",
+        "patch 1",
+        "patch 2",
+    ]
+    labels = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert {"patch looked at", "patch not needed", "right", "wrong"} <= set(labels)
+    assert "object, for scoring only" in labels
+
+
+def test_without_boxes_on_one_wide_image(tmp_path):
+    arrays = {k: v[:1] if v.ndim else v for k, v in fake_results.arrays().items()}
+    arrays["image"] = np.zeros((1, 48, 64, 3), np.uint8)
+    arrays["heatmap"] = np.zeros((1, 8, 12))
+    del arrays["box"]
+    figure = pictures.examples(arrays, CLASSES)
+    assert len(rectangles(figure.axes[0])) == 2
+    labels = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert "object, for scoring only" not in labels
+    plots.save(figure, tmp_path / "one")  # class names with $ and _ are no formulas
+    assert (tmp_path / "one.png").stat().st_size > 1000
+
+
+def test_long_names_are_cut():
+    classes = ["a name that goes on and on"] * 3
+    figure = pictures.examples(fake_results.arrays(), classes)
+    assert row(figure, 0)[1].get_xlabel() == "✓ a name that g…\n50%"

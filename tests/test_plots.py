@@ -1,0 +1,180 @@
+"""The curves: what is drawn, how it is labelled, and that it is written whole."""
+
+import subprocess
+import sys
+
+import matplotlib
+import numpy as np
+import pytest
+from matplotlib import colors
+from matplotlib.figure import Figure
+
+from anchornet_jax import plots, published
+from tests import fake_results
+
+
+@pytest.fixture
+def summary():
+    return fake_results.summary()
+
+
+def lines(figure):
+    """Return the lines of the first axes by label."""
+    return {line.get_label(): line for line in figure.axes[0].lines}
+
+
+def points(line):
+    return np.column_stack(line.get_data())
+
+
+def luminance(color):
+    return np.dot(colors.to_rgb(color), (0.2126, 0.7152, 0.0722))
+
+
+def test_exits_grow_darker():
+    values = [luminance(plots.exit_color(exit)) for exit in range(8)]
+    assert values == sorted(values, reverse=True) and len(set(values)) == 8
+    assert plots.exit_color(8) == plots.exit_color(0)
+
+
+def test_methods_differ_without_colour():
+    looks = [(s["marker"], s["linestyle"]) for s in plots.STYLES.values()]
+    assert len(set(looks)) == len(looks)
+
+
+def test_accuracy_cost(summary):
+    figure = plots.accuracy_cost(summary)
+    axes = figure.axes[0]
+    assert axes.get_xlabel() == "FLOPs (multiply-adds)"
+    assert axes.get_ylabel() == "Top-1 accuracy (%)"
+    drawn = lines(figure)
+    np.testing.assert_allclose(  # cheapest first, though the summary has them reversed
+        points(drawn["early exit, budgeted"]), [[19e6, 82], [29e6, 88]]
+    )
+    np.testing.assert_allclose(
+        points(drawn["same number of inputs, anytime"]),
+        [[10e6, 60], [30e6, 80], [40e6, 90]],
+    )
+    np.testing.assert_allclose(points(drawn["full-image network"]), [[100e6, 90]])
+    assert drawn["full-image network"].get_marker() == "*"
+    assert drawn["early exit, budgeted"].get_color() == "#0072B2"
+    assert [text.get_text() for text in axes.texts] == ["1", "2", "3"]
+    assert axes.get_xlim()[0] == 0
+    labels = [text.get_text() for text in axes.get_legend().get_texts()]
+    assert labels == [label for label in drawn if not label.startswith("_")]
+
+
+def test_accuracy_cost_without_a_full_image_network(summary):
+    summary["full_image"] = None
+    assert "full-image network" not in lines(plots.accuracy_cost(summary))
+    assert "full-image network" not in lines(plots.accuracy_inputs(summary))
+
+
+def test_accuracy_cost_in_milliseconds(summary):
+    for row in summary["budgeted"]:
+        row["mean_time_ms"] = row["mean_macs"] / 1e8
+    figure = plots.accuracy_cost(summary, x="time_ms")
+    assert figure.axes[0].get_xlabel() == "Time per image (ms)"
+    drawn = lines(figure)
+    np.testing.assert_allclose(
+        points(drawn["early exit, budgeted"]), [[0.19, 82], [0.29, 88]]
+    )
+    assert "same number of inputs, anytime" not in drawn  # they were not timed
+
+
+@pytest.mark.parametrize(
+    "kwargs, message",
+    [
+        ({"x": "flops"}, "`x` is 'flops'; choose one of"),
+        ({"x": "time_ms"}, "no row of `summary` has"),
+        ({"x": "time_ms", "published": published.STATIC}, "multiply-adds only"),
+    ],
+)
+def test_accuracy_cost_refuses(summary, kwargs, message):
+    with pytest.raises(ValueError, match=message):
+        plots.accuracy_cost(summary, **kwargs)
+
+
+def test_published_points_carry_their_source(summary):
+    curves = published.BUDGETED + published.STATIC
+    figure = plots.accuracy_cost(summary, published=curves)
+    labels = [t.get_text() for t in figure.axes[0].get_legend().get_texts()]
+    drawn = lines(figure)
+    for curve in curves:
+        (label,) = [
+            name
+            for name in labels
+            if curve.source in name and curve.method in name and curve.network in name
+        ]
+        assert drawn[label].get_linestyle() == "None"
+        expected = np.array(curve.points) * [1e9, 1]
+        np.testing.assert_allclose(points(drawn[label]), expected)
+    gfnet = [line for label, line in drawn.items() if label.startswith("GFNet")]
+    assert [line.get_fillstyle() for line in gfnet] == ["full", "none"]
+    assert {line.get_color() for line in gfnet} == {plots.STYLES["GFNet"]["color"]}
+    assert "ResNet-18" in [text.get_text() for text in figure.axes[0].texts]
+
+
+def test_accuracy_inputs(summary):
+    drawn = lines(plots.accuracy_inputs(summary))
+    np.testing.assert_allclose(
+        points(drawn["AnchorNet's patches"]), [[1, 60], [2, 80], [3, 90]]
+    )
+    np.testing.assert_allclose(
+        points(drawn["random patches"]), [[1, 60], [2, 65], [3, 70]]
+    )
+    assert set(drawn["full-image network"].get_ydata()) == {90}
+
+
+def test_exit_distribution(summary):
+    figure = plots.exit_distribution(summary["budgeted"])
+    axes = figure.axes[0]
+    bars = [[bar.get_height() for bar in group] for group in axes.containers]
+    np.testing.assert_allclose(bars, [[50, 25], [25, 25], [25, 50]])  # [E, budgets]
+    tops = [bar.get_y() + bar.get_height() for bar in axes.containers[-1]]
+    np.testing.assert_allclose(tops, 100)
+    for exit, group in enumerate(axes.containers):
+        assert colors.to_hex(group[0].get_facecolor()).upper() == plots.EXITS[exit]
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["20", "30"]
+    assert axes.get_xlabel() == "Budget: mean FLOPs (multiply-adds), M"
+    names = [text.get_text() for text in axes.get_legend().get_texts()]
+    assert names == ["2 patches", "1 patch", "glance"]  # as they are stacked
+    # E(t): 0.5 + 2 * 0.25 + 3 * 0.25 = 1.75 and 0.25 + 0.5 + 1.5 = 2.25
+    assert [text.get_text() for text in axes.texts] == ["1.8", "2.2"]
+
+
+def test_many_budgets_get_few_labels(summary):
+    rows = [summary["budgeted"][0] | {"budget_macs": 1e9 * (n + 1)} for n in range(39)]
+    axes = plots.exit_distribution(rows).axes[0]
+    assert len(axes.get_xticklabels()) <= 12
+    assert axes.get_xlabel().endswith(", G")
+
+
+def test_save(summary, tmp_path):
+    for name in "ab":
+        plots.save(plots.accuracy_inputs(summary), tmp_path / name)
+    assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
+    assert b"<svg" in (tmp_path / "a.svg").read_bytes()
+    for suffix in ("png", "svg"):  # the same figure gives the same file
+        first, second = (tmp_path / f"{name}.{suffix}" for name in "ab")
+        assert first.read_bytes() == second.read_bytes()
+
+
+def test_save_writes_whole_files_or_none(tmp_path):
+    figure = Figure()
+    figure.text(0, 0, "$\\nonsense$")  # fails while it is drawn
+    with pytest.raises(ValueError):
+        plots.save(figure, tmp_path / "broken")
+    assert not list(tmp_path.iterdir())
+
+
+def test_settings_stay_as_they_were(summary, tmp_path):
+    before = dict(matplotlib.rcParams)
+    plots.save(plots.exit_distribution(summary["budgeted"]), tmp_path / "a")
+    assert dict(matplotlib.rcParams) == before
+
+
+def test_pyplot_is_not_used():
+    code = "import sys; from anchornet_jax import plots; print('matplotlib.pyplot' in sys.modules)"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert found.stdout.strip() == "False"

@@ -1,0 +1,176 @@
+"""The report: a page that stands alone and says what the numbers say."""
+
+import base64
+import html.parser
+import re
+
+import numpy as np
+import pytest
+
+from anchornet_jax import plots, published, report
+from tests import fake_results
+
+VOID = {"meta", "img", "br"}
+
+
+class Page(html.parser.HTMLParser):
+    """Collect images, cells and text; fail on tags that do not match."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.images, self.rows, self.tags = [], [], [], set()
+        self.feed(text)
+        self.close()
+        assert not self.open
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.add(tag)
+        if tag == "img":
+            self.images.append(dict(attributes))
+        if tag == "tr":
+            self.rows.append([])
+        if tag in ("td", "th"):
+            self.rows[-1].append("")
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if self.open and self.open[-1] in ("td", "th"):
+            self.rows[-1][-1] += data
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("run")
+    summary = fake_results.summary()
+    summary["data"] = "<i>plates & more"
+    summary["seconds"]["<script>stage"] = 3.0
+    fake_results.write(directory, summary, fake_results.arrays())
+    assert report.write(directory) == directory / "report.html"
+    return directory
+
+
+@pytest.fixture(scope="module")
+def text(directory):
+    return (directory / "report.html").read_text(encoding="utf-8")
+
+
+def test_figures_are_files_and_in_the_page(directory, text):
+    names = {path.name for path in directory.iterdir()}
+    figures = ("accuracy_cost", "examples", "accuracy_inputs", "exit_distribution")
+    expected = {f"{name}.{suffix}" for name in figures for suffix in ("png", "svg")}
+    assert names == expected | {"report.html", "summary.json", "examples.npz"}
+    images = Page(text).images
+    assert len(images) == len(figures)
+    for name, image in zip(figures, images):
+        kind, data = image["src"].split(";base64,")
+        suffix = {"data:image/png": "png", "data:image/svg+xml": "svg"}[kind]
+        assert base64.b64decode(data) == (directory / f"{name}.{suffix}").read_bytes()
+        assert image["alt"]
+
+
+def test_page_stands_alone(directory, text):
+    assert not re.search(
+        r"https?:|//|url\(|@import", re.sub(r"base64,[^\"]*", "", text)
+    )
+    assert not Page(text).tags & {"script", "link", "iframe", "object"}
+    for path in directory.glob("*.svg"):
+        for target in re.findall(r'href="([^"]*)"', path.read_text()):
+            assert target.startswith(("#", "data:"))
+
+
+def test_names_are_escaped(text):
+    assert "<title>AnchorNet on &lt;i&gt;plates &amp; more</title>" in text
+    assert ["<script>stage", "3.0"] in Page(text).rows
+
+
+def test_tables(text):
+    rows = [[cell.replace("\u00a0", " ") for cell in row] for row in Page(text).rows]
+    assert ["AnchorNet alone", "84.0 %", "6.0 M"] in rows
+    assert ["2", "80.0 %", "65.0 %", "30.0 M"] in rows
+    budgets = [row for row in rows if len(row) == 8]
+    assert budgets == [
+        ["budget", "used", "accuracy", "mean inputs", "glance", "1 patch", "2 patches",
+         "thresholds"],
+        ["20.0 M", "19.0 M", "82.0 %", "1.75", "50.0 %", "25.0 %", "25.0 %",
+         "0.750, 2.000"],
+        ["30.0 M", "29.0 M", "88.0 %", "2.25", "25.0 %", "25.0 %", "50.0 %",
+         "0.750, 2.000"],
+    ]  # fmt: skip
+    assert ["together", "283.1"] in rows
+    assert "93.0\u00a0% of the box" in text
+
+
+def test_bare_results(tmp_path):
+    """No full-image network, boxes, thresholds or times; more images than one figure."""
+    summary, arrays = fake_results.summary(), fake_results.arrays()
+    summary["full_image"] = summary["anchornet"]["box_coverage"] = None
+    del summary["seconds"], arrays["box"]
+    for row in summary["budgeted"]:
+        del row["thresholds"]
+    arrays = {k: np.concatenate([v, v]) if v.ndim else v for k, v in arrays.items()}
+    fake_results.write(tmp_path, summary, arrays)
+    page = report.write(tmp_path).read_text(encoding="utf-8")
+    assert len(Page(page).images) == 5
+    assert (tmp_path / "examples_2.png").exists()
+    for word in ("full-image network</td>", "box around", "thresholds", "seconds"):
+        assert word not in page
+
+
+@pytest.mark.parametrize(
+    "accuracies, sentence",
+    [
+        ((0.90, 0.95), "matches the full-image network on the test images "
+         "(90.0 % against 90.0 % right) at 0.29 times its multiply-adds"),
+        ((0.80, 0.91), "matches the full-image network on the test images "
+         "(91.0 % against 90.0 % right) at 1.20 times its multiply-adds"),
+        ((0.89, 0.895), "comes within one point of the full-image network on the test "
+         "images (89.0 % against 90.0 % right) at 0.29 times its multiply-adds"),
+        ((0.82, 0.88), "stays 2.0 points below the full-image network on the test "
+         "images (88.0 % against 90.0 % right) at 1.20 times its multiply-adds"),
+    ],
+)  # fmt: skip
+def test_finding_says_what_is_true(accuracies, sentence):
+    summary = fake_results.summary()
+    summary["full_image"]["accuracy"] = 0.9
+    for row, accuracy, macs in zip(summary["budgeted"], accuracies, (29e6, 120e6)):
+        row |= {"accuracy": accuracy, "mean_macs": macs}
+    found = report.finding(summary).replace("\u00a0", " ")
+    assert found == f"Early exit {sentence}."
+
+
+def test_finding_without_a_reference():
+    summary = fake_results.summary() | {"full_image": None}
+    assert report.finding(summary).replace("\u00a0", " ") == (
+        "At its best early exit is right on 88.0 % of the test images, at 29.0 M "
+        "multiply-adds per image."
+    )
+
+
+@pytest.mark.parametrize(
+    "data, overlaid",
+    [("imagenet2012", True), ("imagenet2012:5.1.0", True), ("imagenette", False)],
+)
+def test_published_curves_only_beside_imagenet(tmp_path, monkeypatch, data, overlaid):
+    seen = {}
+
+    def accuracy_cost(summary, *, published):
+        seen["published"] = published
+        return plots.accuracy_inputs(summary)
+
+    monkeypatch.setattr(plots, "accuracy_cost", accuracy_cost)
+    summary = fake_results.summary() | {"data": data}
+    fake_results.write(tmp_path, summary, fake_results.arrays())
+    report.write(tmp_path)
+    expected = published.BUDGETED + published.STATIC if overlaid else ()
+    assert seen["published"] == expected
+
+
+def test_foreign_input_writes_nothing(tmp_path):
+    (tmp_path / "summary.json").write_text("{}")
+    with pytest.raises(ValueError, match="summary.json: `summary.classes` is missing"):
+        report.write(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["summary.json"]
