@@ -161,12 +161,12 @@ class Plates(tfds.core.GeneratorBasedBuilder):
     """
 
     VERSION = tfds.core.Version("1.0.0")
-    BUILDER_CONFIGS = [
+    BUILDER_CONFIGS = (
         PlatesConfig(name="full", description="The demo's data."),
         PlatesConfig(
             name="small", description="For tests.", train=64, calibration=32, test=32
         ),
-    ]
+    )
 
     def _info(self) -> tfds.core.DatasetInfo:
         return tfds.core.DatasetInfo(

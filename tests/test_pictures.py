@@ -112,7 +112,7 @@ def test_a_patch_that_does_not_exist_is_said_so(figure):
 
 def test_verdicts(figure):
     labels = [axes.get_xlabel() for axes in row(figure, 1)[1:]]
-    assert labels == ["✗ <b>owl & co\n66%", "✓ $dog_1$\n70%", "✓ $dog_1$\n74%"]
+    assert labels == ["✗ <b>owl & co\n62%", "✓ $dog_1$\n66%", "✓ $dog_1$\n70%"]
     found = [axes.xaxis.label.get_color() for axes in row(figure, 1)[1:]]
     # wrong, right, and pale after the exit
     assert found == [plots.VERDICTS[False][1], plots.VERDICTS[True][1], "#888888"]

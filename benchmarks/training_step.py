@@ -1,0 +1,146 @@
+"""Time of AnchorNet's training step beside its parts, and of what was replaced.
+
+    python benchmarks/training_step.py
+
+Needs jax, flax and optax alone. Prints a table and writes results/training_step.json
+beside this file. Alternatives are run in turn within one process, so read the ratios;
+the times depend on the machine, which the JSON file names.
+"""
+
+import argparse
+import json
+import pathlib
+import platform
+import statistics
+import time
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from anchornet_jax import models, parallel
+from anchornet_jax.models import layers
+from anchornet_jax.models.anchornet import EXTRACTOR, AnchorNet
+
+RESULTS = pathlib.Path(__file__).parent / "results" / "training_step.json"
+
+
+def times_ms(functions: dict, repeats: int) -> dict[str, float]:
+    """Return the median milliseconds of each function, run in turn after a warm-up."""
+    for function in functions.values():
+        jax.block_until_ready(function())
+    measured = {name: [] for name in functions}
+    for _ in range(repeats):
+        for name, function in functions.items():
+            begun = time.perf_counter()
+            jax.block_until_ready(function())
+            measured[name].append(1000 * (time.perf_counter() - begun))
+    return {name: statistics.median(values) for name, values in measured.items()}
+
+
+def network(batch: int, size: int) -> dict:
+    """Return the forward pass, the gradient and the whole step of AnchorNet."""
+    import optax
+
+    from anchornet_jax import learning, views
+
+    model = AnchorNet(1000, axis_name=parallel.AXIS)
+    optimizer = optax.sgd(0.1, 0.9)
+    state = learning.create_state(model, optimizer, size, 0, "")
+    view = views.make("full", model)
+    step = jax.jit(
+        jax.vmap(
+            learning.make_train_step(model, view, optimizer, 0),
+            in_axes=(None, None, 0),
+            out_axes=None,
+            axis_name=parallel.AXIS,
+        )
+    )
+    images = jax.random.randint(
+        jax.random.key(0), (1, batch, size, size, 3), 0, 256
+    ).astype(jnp.uint8)
+    data = {"image": images, "label": jnp.zeros((1, batch), jnp.int32)}
+    variables = {"params": state.params, "batch_stats": state.batch_stats}
+    forward = jax.jit(lambda v, x: model.apply(v, views.normalise(x))[0])
+    return {
+        "AnchorNet, inference": lambda: forward(variables, images[0]),
+        "AnchorNet, training step": lambda: step(state, None, data),
+    }
+
+
+def depthwise(batch: int, size: int) -> dict:
+    """Return each depthwise layer's gradient, as it is and as XLA's convolution."""
+    functions = {}
+    field = models.anchornet.STEM
+    side, channels = (size - field.kernel) // field.stride + 1, field.out
+    for i, row in enumerate(EXTRACTOR):
+        expanded = int(row.expansion * channels)
+        x = jax.random.normal(jax.random.key(i), (batch, side, side, expanded))
+        kernel = jnp.ones((row.kernel, row.kernel, 1, expanded))
+
+        def native(x, kernel, stride, padding):
+            return layers._native(
+                x, kernel, stride=stride, padding=padding, groups=x.shape[-1]
+            )
+
+        for name, form in (("ours", layers.depthwise), ("native", native)):
+            gradient = jax.jit(
+                jax.grad(
+                    lambda x, k, f=form, s=row.stride: (f(x, k, s, 0) ** 2).sum(),
+                    argnums=(0, 1),
+                )
+            )
+            label = f"depthwise {side}x{side}x{expanded} /{row.stride}, {name}"
+            functions[label] = lambda g=gradient, x=x, k=kernel: g(x, k)
+        side, channels = (side - row.kernel) // row.stride + 1, row.out
+    return functions
+
+
+def others(batch: int, size: int) -> dict:
+    """Return the gradients of swish and of max pooling, ours and the library's."""
+    side = size // 2
+    x = jax.random.normal(jax.random.key(0), (batch, side, side, 16))
+
+    def gradient(function):
+        compiled = jax.jit(jax.grad(lambda x: (function(x) ** 2).sum()))
+        return lambda: compiled(x)
+
+    def pool(x):
+        return nn.max_pool(nn.relu(x), (3, 3), (2, 2), [(1, 1), (1, 1)])
+
+    return {
+        f"swish {side}x{side}x16, ours": gradient(layers.swish),
+        f"swish {side}x{side}x16, native": gradient(nn.swish),
+        f"max pool {side}x{side}x16, ours": gradient(
+            lambda x: layers.max_pool(nn.relu(x), 3, 2, 1)
+        ),
+        f"max pool {side}x{side}x16, native": gradient(pool),
+    }
+
+
+def main() -> None:
+    """Print the table and write the results."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--size", type=int, default=224, help="pixels")
+    parser.add_argument("--repeats", type=int, default=5)
+    options = parser.parse_args()
+    rows = {}
+    for part in (network, depthwise, others):
+        found = times_ms(part(options.batch, options.size), options.repeats)
+        for name, value in found.items():
+            print(f"{name:45} {value:9.1f} ms", flush=True)
+        rows |= found
+    RESULTS.parent.mkdir(exist_ok=True)
+    about = {
+        "device": str(jax.devices()[0].device_kind),
+        "processor": platform.processor() or platform.machine(),
+        "jax": jax.__version__,
+        **vars(options),
+    }
+    RESULTS.write_text(json.dumps({**about, "milliseconds": rows}, indent=1) + "\n")
+    print(f"wrote {RESULTS}")
+
+
+if __name__ == "__main__":
+    main()
