@@ -51,6 +51,8 @@ RC = {
     "grid.color": "#DDDDDD",
     "grid.linewidth": 0.6,
     "legend.frameon": False,
+    "figure.constrained_layout.w_pad": 0.08,
+    "figure.constrained_layout.h_pad": 0.08,
     "svg.hashsalt": "anchornet_jax",  # the same figure gives the same file
 }
 
@@ -168,7 +170,7 @@ def accuracy_inputs(summary: Mapping) -> Figure:
     _reference(axes, summary["full_image"], label="full-image network")
     axes.set(xlabel="Inputs: the glance, then patches", ylabel="Top-1 accuracy (%)")
     axes.xaxis.set_major_locator(ticker.MaxNLocator(integer=True))
-    axes.legend(loc="lower right")
+    axes.legend(loc="best")
     return figure
 
 
@@ -206,13 +208,13 @@ def exit_distribution(budgeted: Sequence[Mapping]) -> Figure:
             linewidth=0.8,
             label=exit_name(exit),
         )
-    for place, row in zip(places, rows):
-        text = f"{row['expected_inputs']:.1f}"
-        axes.text(place, 101, text, ha="center", va="bottom", fontsize=7)
     unit, letter = (1e9, "G") if rows[-1]["budget_macs"] >= 1e9 else (1e6, "M")
     step = -(-len(rows) // 12)  # room for a dozen labels
     labels = [f"{row['budget_macs'] / unit:.3g}" for row in rows[::step]]
     axes.set_xticks(places[::step], labels)
+    for place, row in zip(places[::step], rows[::step]):
+        text = f"{row['expected_inputs']:.1f}"
+        axes.text(place, 101, text, ha="center", va="bottom", fontsize=7)
     axes.set_xlabel(f"Budget: mean FLOPs (multiply-adds), {letter}")
     axes.set_ylabel("Images (%)")
     axes.set_ylim(0, 100)

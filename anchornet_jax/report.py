@@ -158,6 +158,11 @@ def _percent(share: float) -> str:
     return f"{100 * share:.1f}\u00a0%"  # no line break before the sign
 
 
+def _threshold(value: float) -> str:
+    """Return a threshold on a confidence; outside 0 to 1 all or none exceed it."""
+    return "never" if value >= 1 else "always" if value < 0 else f"{value:.3f}"
+
+
 def _macs(value: float) -> str:
     unit, letter = (1e9, "G") if value >= 1e9 else (1e6, "M")
     return f"{value / unit:.{2 if letter == 'G' else 1}f}\u00a0{letter}"
@@ -256,7 +261,7 @@ def _budgeted(summary) -> str:
         numbers = (f"{row['expected_inputs']:.2f}", *map(_percent, row["exits"]))
         rows.append([*costs, _percent(row["accuracy"]), *numbers])
         if row["thresholds"]:
-            rows[-1].append(", ".join(f"{t:.3f}" for t in row["thresholds"]))
+            rows[-1].append(", ".join(map(_threshold, row["thresholds"])))
     if any(row["thresholds"] for row in summary["budgeted"]):
         header.append("thresholds")
     note = (

@@ -25,7 +25,7 @@ ALWAYS = -1.0  # a threshold that every confidence exceeds
 PRICES = 60  # points of a path; budgets between two of them blend both rules
 HALVINGS = 24  # of the blend at most, until a budget is met to PRECISION
 PRECISION = 2e-4
-TRIES = 8
+STRIDE = 2
 
 
 class Rule:
@@ -57,10 +57,10 @@ class ThresholdRule(Rule):
             return np.ones(len(history), bool)
         return history[:, -1] > self.thresholds[step]
 
-    def blend(self, other: "ThresholdRule", shares: np.ndarray) -> "ThresholdRule":
-        """Return the rule that lies `shares` ([E - 1], per exit) of the way to `other`."""
-        mixed = zip(self.thresholds, other.thresholds, shares)
-        return ThresholdRule(tuple(float(a + s * (b - a)) for a, b, s in mixed))
+    def blend(self, other: "ThresholdRule", share: float) -> "ThresholdRule":
+        """Return the rule that lies `share` of the way to `other`."""
+        pairs = zip(self.thresholds, other.thresholds)
+        return ThresholdRule(tuple(a + share * (b - a) for a, b in pairs))
 
     def to_json(self) -> dict:
         """Return plain data from which `from_json` makes the same rule."""
@@ -94,14 +94,11 @@ class ValueRule(Rule):
         features = _features(history, range(step + 1))
         return sum(w * f for w, f in zip(self.weights[step], features)) <= 0
 
-    def blend(self, other: "ValueRule", shares: np.ndarray) -> "ValueRule":
-        """Return the rule that lies `shares` ([E - 1], per exit) of the way to `other`."""
-        mixed = zip(self.weights, other.weights, shares)
+    def blend(self, other: "ValueRule", share: float) -> "ValueRule":
+        """Return the rule that lies `share` of the way to `other`."""
+        pairs = zip(self.weights, other.weights)
         return ValueRule(
-            tuple(
-                tuple(float(a + s * (b - a)) for a, b in zip(mine, theirs))
-                for mine, theirs, s in mixed
-            )
+            tuple(tuple(a + share * (b - a) for a, b in zip(*pair)) for pair in pairs)
         )
 
     def to_json(self) -> dict:
@@ -218,40 +215,37 @@ def _point(fitted, outcome):
 
 
 def _fit(table, path, budget, last):
-    """Fit one budget, `last` being the next smaller one's fit, or None."""
+    """Fit one budget, `last` being the next smaller one's fit, or None.
+
+    The first try blends the neighbours on the path. Where accuracy hardly rises with
+    cost, chance may make that worse than `last`; then wider blends are tried, and the
+    one that is just as good as `last` is taken, or `last` kept.
+    """
     rule, outcome = path[-1]
     binding = budget < outcome.mean_cost
     if binding:
         k = next(k for k, (_, found) in enumerate(path) if found.mean_cost > budget)
         rule, outcome = _meet(table, path[k - 1], path[k][0], budget)
-        if last is not None and outcome.accuracy < last.accuracy:
-            rule, outcome = _spend(table, last.rule, path[k:], budget)
-    elif last is not None and outcome.accuracy < last.accuracy:
+    if last is not None and outcome.accuracy < last.accuracy:
         rule, outcome = last.rule, _score(table, last.rule)
+        if binding:
+            cheap, dear = path[k - 1 :: -STRIDE], path[k::STRIDE]
+            pairs = itertools.product([*cheap[:6],(rule,outcome)], dear[:6])
+            found = [_meet(table, cheap, dear, budget) for cheap, (dear, _) in pairs]
+            found = [f for f in found if f[1].accuracy >= last.accuracy]
+            found.append((rule, outcome))
+            rule, outcome = min(found[:-1] or found, key=lambda found: found[1].accuracy)
+            binding = len(found)>1
+        else: binding=False
     return Fit(rule, budget, outcome.accuracy, outcome.mean_cost, binding)
 
 
-def _spend(table, rule, dearer, budget):
-    """Let a rule spend more, at one exit or all, without becoming less accurate.
-
-    Where accuracy hardly rises with cost, a smaller budget's rule may by chance be
-    better than what the path offers at this one. If no try succeeds, it is kept.
-    """
-    start = rule, _score(table, rule)
-    directions = [np.ones(rule.steps), *np.eye(rule.steps)]
-    for (dear, _), direction in itertools.product(dearer[:: 1 + len(dearer) // TRIES], directions):
-        found = _meet(table, start, dear, budget, direction)
-        if found[1].accuracy >= start[1].accuracy and found[1].mean_cost > .998*budget:
-            return found
-    return start
-
-
-def _meet(table, cheap, dear, budget, direction=1.0):
+def _meet(table, cheap, dear, budget):
     """Blend a rule within the budget, with its outcome, towards one beyond it."""
     best, low, high = cheap, 0.0, 1.0
     for _ in range(HALVINGS):
         share = (low + high) / 2
-        trial = cheap[0].blend(dear, share * direction * np.ones(cheap[0].steps))
+        trial = cheap[0].blend(dear, share)
         outcome = _score(table, trial)
         if outcome.mean_cost > budget:
             high = share

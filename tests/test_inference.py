@@ -1,0 +1,245 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from anchornet_jax import inference, models, parallel, sequence, stopping
+from anchornet_jax.exits import NEVER
+from anchornet_jax.networks import Network
+from tests.tiny import Tiny
+
+SIZE, COUNT = 127, 257
+
+
+def network(model, size, seed):
+    """Return a network of three classes; large weights make it sure or unsure."""
+    variables = jax.jit(model.init)(jax.random.key(seed), jnp.zeros((1, size, size, 3)))
+    if "fc" in variables["params"] and isinstance(model, Tiny):
+        variables["params"]["fc"]["kernel"] *= 8
+    return Network(model, variables, {"classes": ["a", "b", "c"]})
+
+
+@pytest.fixture(scope="module")
+def method():
+    """Return the method with random networks, four inputs."""
+    return sequence.Sequence(
+        network(models.create("anchornet", 3), SIZE, 0),
+        network(Tiny(3), 95, 1),
+        network(Tiny(3), 95, 2),
+        inputs=4,
+        iou_threshold=0.8,
+    )
+
+
+@pytest.fixture(scope="module")
+def images():
+    """Return uint8 images whose colours vary from one to the next."""
+    rng = np.random.default_rng(0)
+    colours = rng.integers(0, 256, (COUNT, 1, 1, 3))
+    noise = rng.integers(-60, 60, (COUNT, SIZE, SIZE, 3))
+    return np.clip(colours + noise, 0, 255).astype(np.uint8)
+
+
+@pytest.fixture(scope="module")
+def tables(method, images):
+    """Return {fuse: exit table of all images}."""
+
+    def table(fuse):
+        fused = method._replace(fuse=fuse)
+        step = parallel.predict_step(
+            sequence.make_table_step(fused, random=False, seed=0)
+        )
+        variables, rows = parallel.replicate(method.variables()), []
+        padded = np.concatenate([images, images[: -COUNT % 52]])
+        for start in range(0, len(padded), 52):
+            batch = parallel.shard({"image": padded[start : start + 52]})
+            rows.append(parallel.gather(step(variables, batch)))
+        return {k: np.concatenate([r[k] for r in rows])[:COUNT] for k in rows[0]}
+
+    return {fuse: table(fuse) for fuse in sequence.FUSE}
+
+
+def check(results, rule, found):
+    """Compare with the table: same exit, class, confidence."""
+    exits = rule.exits(found["confidence"][: len(results)])
+    for i, (result, exit) in enumerate(zip(results, exits)):
+        assert result.exit == exit
+        assert result.predicted == found["predicted"][i, exit]
+        assert abs(result.confidence - found["confidence"][i, exit]) < 1e-5
+
+
+def thresholds(found, kind):
+    """Return thresholds far from every confidence, so that rounding decides nothing."""
+    rng = np.random.default_rng(5)
+    if kind == "all leave":
+        return stopping.ThresholdRule((-1.0, -1.0, -1.0))
+    if kind == "none leaves":
+        return stopping.ThresholdRule((NEVER, NEVER, NEVER))
+    chosen = []
+    for column in found["confidence"].T[:-1]:
+        values = np.sort(column)
+        at = rng.integers(len(values) // 4, 3 * len(values) // 4)
+        gap = at + np.argmax(np.diff(values[at : at + 20]))
+        chosen.append(float((values[gap] + values[gap + 1]) / 2))
+    return stopping.ThresholdRule(tuple(chosen))
+
+
+@pytest.mark.parametrize(
+    ("fuse", "batch_size", "in_flight", "devices"),
+    [
+        ("logits", 1, 1, 1),
+        ("logits", 7, 7, 1),
+        ("logits", 16, 40, 4),
+        ("probabilities", 16, 64, 1),
+        ("logits", 257, 257, 1),
+    ],
+)
+def test_equals_the_table(method, tables, images, fuse, batch_size, in_flight, devices):
+    found = tables[fuse]
+    count = 20 if batch_size == 1 else COUNT
+    classifier = inference.Classifier(
+        method._replace(fuse=fuse),
+        thresholds(found, "none leaves"),
+        image_size=SIZE,
+        batch_size=batch_size,
+        in_flight=in_flight,
+        devices=jax.local_devices()[:devices],
+    )
+    for kind in ("random", "all leave", "none leaves"):
+        classifier.rule = thresholds(found, kind)
+        results = classifier.classify(images[:count])
+        assert len(results) == count
+        check(results, classifier.rule, found)
+        if kind == "random" and count == COUNT:
+            assert {r.exit for r in results} == {0, 1, 2, 3}
+
+
+@pytest.fixture(scope="module")
+def compiled(method):
+    """Return a small classifier on one device."""
+    return inference.Classifier(
+        method,
+        stopping.ThresholdRule((0.9, 0.9, 0.9)),
+        image_size=SIZE,
+        batch_size=8,
+        devices=jax.local_devices()[:1],
+    )
+
+
+@pytest.fixture
+def classifier(compiled):
+    """Return it with its first rule, compiled once for all tests."""
+    compiled.rule = stopping.ThresholdRule((0.9, 0.9, 0.9))
+    return compiled
+
+
+@pytest.mark.parametrize("count", [0, 1, 5, 9])
+def test_streams_shorter_than_a_batch(classifier, images, count):
+    assert len(classifier.classify(images[:count])) == count
+
+
+def test_three_programs_whatever_the_exits(classifier, images):
+    for rule in [(0.5, 0.9, 0.4), (-1.0, 0.9, 0.9), (NEVER,) * 3]:
+        classifier.rule = stopping.ThresholdRule(rule)
+        for count in (3, 8, 30):
+            classifier.classify(images[:count])
+    assert {name: p._cache_size() for name, p in classifier.programs.items()} == {
+        "glance": 1,
+        "localize": 1,
+        "patch": 1,
+    }
+
+
+def test_anchornet_runs_only_past_the_glance(classifier, images, monkeypatch):
+    ran = []
+    for name, program in classifier.programs.items():
+        monkeypatch.setitem(
+            classifier.programs,
+            name,
+            lambda *a, p=program, n=name: ran.append(n) or p(*a),
+        )
+    classifier.rule = stopping.ThresholdRule((-1.0, 0.9, 0.9))
+    classifier.classify(images[:24])
+    assert ran == ["glance"] * 3
+
+
+def test_launches_are_full(classifier, images, monkeypatch):
+    """A long stream needs hardly more launches than its work divided by the batch."""
+    ran = []
+    for name, program in classifier.programs.items():
+        monkeypatch.setitem(
+            classifier.programs,
+            name,
+            lambda *a, p=program, n=name: ran.append(n) or p(*a),
+        )
+    classifier.rule = stopping.ThresholdRule((0.9, 0.9, 0.9))
+    results = classifier.classify(images)
+    past = [r.exit for r in results if r.exit]
+    needed = -(-COUNT // 8) + -(-len(past) // 8) + -(-sum(past) // 8)
+    assert needed <= len(ran) <= needed + 3
+
+
+def test_stream_is_lazy(classifier, images):
+    """No more images are taken than may be in flight, before results come out."""
+    taken = []
+
+    def source():
+        for i in range(200):
+            taken.append(i)
+            yield images[i]
+
+    stream = classifier.stream(source())
+    next(stream)
+    assert len(taken) <= classifier.in_flight + classifier.batch_size
+
+
+def test_details(method, tables, images):
+    found = tables["logits"]
+    classifier = inference.Classifier(
+        method,
+        stopping.ThresholdRule((NEVER,) * 3),
+        image_size=SIZE,
+        batch_size=8,
+        details=True,
+        devices=jax.local_devices()[:1],
+    )
+    for i, result in enumerate(classifier.classify(images[:12])):
+        np.testing.assert_array_equal(result.corners, found["corners"][i])
+        assert result.logits.shape == (4, 3)
+        np.testing.assert_array_equal(result.logits.argmax(-1), found["predicted"][i])
+
+
+def test_stream_that_breaks(classifier, images):
+    def source():
+        yield from images[:13]
+        raise OSError("disk gone")
+
+    results = []
+    with pytest.raises(inference.StreamError, match="item 13") as error:
+        results.extend(classifier.stream(source()))
+    assert len(results) == 13 and isinstance(error.value.__cause__, OSError)
+
+
+@pytest.mark.parametrize(
+    "bad", [np.zeros((SIZE, 99, 3), np.uint8), np.zeros((SIZE, SIZE, 3), np.float32)]
+)
+def test_wrong_image(classifier, images, bad):
+    results = []
+    with pytest.raises(ValueError, match=r"`images` item 2 is .*; needed: uint8 \[127"):
+        results.extend(classifier.stream([images[0], images[1], bad, images[2]]))
+    assert len(results) == 2
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"batch_size": 0}, "`batch_size` is 0"),
+        ({"batch_size": 8, "in_flight": 4}, "`in_flight` 4"),
+        ({"max_wait": 0}, "`max_wait` is 0"),
+        ({"rule": stopping.ThresholdRule((0.5,))}, "`rule` decides 1 times; 4 inputs"),
+    ],
+)
+def test_bad_arguments(method, changes, message):
+    arguments = {"rule": stopping.ThresholdRule((0.5,) * 3), "image_size": SIZE}
+    with pytest.raises(ValueError, match=message):
+        inference.Classifier(method, **{**arguments, **changes})
