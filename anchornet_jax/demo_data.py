@@ -22,7 +22,7 @@ from collections.abc import Iterator
 import matplotlib
 import numpy as np
 import tensorflow_datasets as tfds
-from PIL import Image, ImageFont
+from PIL import Image, ImageFont, ImageOps
 
 CANVAS = 224  # px
 PLATES = 3  # the first carries the digit
@@ -108,7 +108,9 @@ def draw(
 
     (top, left), diameter = corners[0], diameters[0]
     height = round(DIGIT_HEIGHT * diameter)
-    mask = glyph(fonts[rng.integers(len(fonts))], digit, height).rotate(
+    mask = glyph(fonts[rng.integers(len(fonts))], digit, height)
+    # Without an empty border, edges on the mask's rim would come out jagged.
+    mask = ImageOps.expand(mask, border=2).rotate(
         rng.uniform(-MAX_ANGLE, MAX_ANGLE), Image.Resampling.BICUBIC, expand=True
     )
     ink = tuple(int(c) for c in rng.integers(80, size=3))

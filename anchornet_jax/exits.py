@@ -194,7 +194,9 @@ def _read_csv(path):
         header = [name.strip() for name in header]
         values = np.genfromtxt(file, delimiter=",", ndmin=2, encoding="utf-8")
     if values.shape[1:] != (len(header),):
-        raise ValueError(f"{len(header)} names but {values.shape[1]} columns of numbers")
+        raise ValueError(
+            f"{len(header)} names but {values.shape[1]} columns of numbers"
+        )
     fields = {}
     for name in ("confidence", "correct", "predicted", "cost"):
         columns = [c for c in header if c.startswith(f"{name}_")]
@@ -218,7 +220,9 @@ READERS = {".npz": _read_npz, ".csv": _read_csv}
 def _confidence(confidence):
     confidence = np.asarray(confidence, float)
     if confidence.ndim != 2 or not confidence.size:
-        raise ValueError(f"`confidence` has shape {confidence.shape}; give [n, E], n > 0")
+        raise ValueError(
+            f"`confidence` has shape {confidence.shape}; give [n, E], n > 0"
+        )
     bad = ~((confidence >= -ROUNDING) & (confidence <= 1 + ROUNDING))  # NaN included
     if bad.any():
         row, column = np.argwhere(bad)[0]

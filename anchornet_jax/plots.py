@@ -129,6 +129,7 @@ def _note(axes: Axes, text: str, point, offset, ha="left") -> None:
         ha=ha,
         fontsize=7,
         color="#444444",
+        zorder=1.5,  # markers stay whole
         path_effects=[patheffects.withStroke(linewidth=2, foreground="w")],
     )
 

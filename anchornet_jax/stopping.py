@@ -25,7 +25,7 @@ ALWAYS = -1.0  # a threshold that every confidence exceeds
 PRICES = 60  # points of a path; budgets between two of them blend both rules
 HALVINGS = 24  # of the blend at most, until a budget is met to PRECISION
 PRECISION = 2e-4
-STRIDE = 2
+TRIES = 3  # dearer rules aimed at when a rule may spend more
 
 
 class Rule:
@@ -57,10 +57,10 @@ class ThresholdRule(Rule):
             return np.ones(len(history), bool)
         return history[:, -1] > self.thresholds[step]
 
-    def blend(self, other: "ThresholdRule", share: float) -> "ThresholdRule":
-        """Return the rule that lies `share` of the way to `other`."""
-        pairs = zip(self.thresholds, other.thresholds)
-        return ThresholdRule(tuple(a + share * (b - a) for a, b in pairs))
+    def blend(self, other: "ThresholdRule", shares) -> "ThresholdRule":
+        """Return the rule that lies `shares` ([E - 1], per exit) of the way to `other`."""
+        mixed = zip(self.thresholds, other.thresholds, shares)
+        return ThresholdRule(tuple(float(a + s * (b - a)) for a, b, s in mixed))
 
     def to_json(self) -> dict:
         """Return plain data from which `from_json` makes the same rule."""
@@ -94,11 +94,13 @@ class ValueRule(Rule):
         features = _features(history, range(step + 1))
         return sum(w * f for w, f in zip(self.weights[step], features)) <= 0
 
-    def blend(self, other: "ValueRule", share: float) -> "ValueRule":
-        """Return the rule that lies `share` of the way to `other`."""
-        pairs = zip(self.weights, other.weights)
+    def blend(self, other: "ValueRule", shares) -> "ValueRule":
+        """Return the rule that lies `shares` ([E - 1], per exit) of the way to `other`."""
         return ValueRule(
-            tuple(tuple(a + share * (b - a) for a, b in zip(*pair)) for pair in pairs)
+            tuple(
+                tuple(float(a + s * (b - a)) for a, b in zip(mine, theirs))
+                for mine, theirs, s in zip(self.weights, other.weights, shares)
+            )
         )
 
     def to_json(self) -> dict:
@@ -215,42 +217,63 @@ def _point(fitted, outcome):
 
 
 def _fit(table, path, budget, last):
-    """Fit one budget, `last` being the next smaller one's fit, or None.
-
-    The first try blends the neighbours on the path. Where accuracy hardly rises with
-    cost, chance may make that worse than `last`; then wider blends are tried, and the
-    one that is just as good as `last` is taken, or `last` kept.
-    """
+    """Fit one budget, `last` being the next smaller one's fit, or None."""
     rule, outcome = path[-1]
     binding = budget < outcome.mean_cost
     if binding:
         k = next(k for k, (_, found) in enumerate(path) if found.mean_cost > budget)
         rule, outcome = _meet(table, path[k - 1], path[k][0], budget)
     if last is not None and outcome.accuracy < last.accuracy:
-        rule, outcome = last.rule, _score(table, last.rule)
-        if binding:
-            cheap, dear = path[k - 1 :: -STRIDE], path[k::STRIDE]
-            pairs = itertools.product([*cheap[:6],(rule,outcome)], dear[:6])
-            found = [_meet(table, cheap, dear, budget) for cheap, (dear, _) in pairs]
-            found = [f for f in found if f[1].accuracy >= last.accuracy]
-            found.append((rule, outcome))
-            rule, outcome = min(found[:-1] or found, key=lambda found: found[1].accuracy)
-            binding = len(found)>1
-        else: binding=False
+        dearer = [rule for rule, _ in path[k:]] if binding else []
+        rule, outcome = _spend(table, last.rule, dearer, budget)
+        binding = outcome.mean_cost > last.mean_cost
     return Fit(rule, budget, outcome.accuracy, outcome.mean_cost, binding)
 
 
-def _meet(table, cheap, dear, budget):
-    """Blend a rule within the budget, with its outcome, towards one beyond it."""
+def _spend(table, rule, dearer, budget):
+    """Let a rule spend up to the budget, at all exits or at one, doing no harm.
+
+    Where accuracy hardly rises with cost, a smaller budget's rule may by chance be more
+    accurate than the path at this budget. Of the ways to spend more that lose nothing,
+    the least accurate is taken: the best would be chance again, and harder to follow.
+    If there is none the rule stays as it is.
+    """
+    start = rule, _score(table, rule)
+    towards = dearer[:: len(dearer) // TRIES + 1]
+    directions = [np.ones(rule.steps), *np.eye(rule.steps)]
+    found = [
+        _meet(table, start, dear, budget, direction)
+        for dear, direction in itertools.product(towards, directions)
+    ]
+    fair = [
+        (rule, outcome)
+        for rule, outcome in found
+        if outcome.accuracy >= start[1].accuracy
+        and outcome.mean_cost > (1 - 10 * PRECISION) * budget
+    ]
+    return min(fair, key=lambda pair: pair[1].accuracy, default=start)
+
+
+def _meet(table, cheap, dear, budget, direction=None):
+    """Blend a rule within the budget towards a dearer one until the budget is met.
+
+    Args:
+        table: calibration images.
+        cheap: a rule and its outcome, within the budget.
+        dear: a rule.
+        budget: mean cost not to exceed.
+        direction: [E - 1] how fast each exit's part moves; all at the same speed if None.
+    """
+    direction = np.ones(dear.steps) if direction is None else direction
     best, low, high = cheap, 0.0, 1.0
     for _ in range(HALVINGS):
         share = (low + high) / 2
-        trial = cheap[0].blend(dear, share)
-        outcome = _score(table, trial)
+        rule = cheap[0].blend(dear, share * direction)
+        outcome = _score(table, rule)
         if outcome.mean_cost > budget:
             high = share
             continue
-        best, low = (trial, outcome), share
+        best, low = (rule, outcome), share
         if outcome.mean_cost > (1 - PRECISION) * budget:
             break
     return best
@@ -302,7 +325,9 @@ def _value_path(table):
     """Return value rules learned at falling prices."""
     steps = len(table.cost) - 1
     yield ValueRule(tuple((-1.0,) + (0.0,) * (t + 2) for t in range(steps)))
-    designs = [_design(table.confidence[:, : t + 1], range(t + 1)) for t in range(steps)]
+    designs = [
+        _design(table.confidence[:, : t + 1], range(t + 1)) for t in range(steps)
+    ]
     for price in _prices(table):
         rule = _learn(
             table, designs, price, lambda step, w, worth: (tuple(w.tolist()), worth > 0)

@@ -22,7 +22,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.data.augment = "random_resized_crop"  # | none
     config.data.flip = True  # mirror half of the training images
     config.data.resize = 256  # px, short side before the centre crop; 0: crop only
-    config.train_split = "train[25000:]"
+    config.train_split = "train[25000:]"  # TFDS splits, slices included
     config.calibration_split = "train[:25000]"  # chooses checkpoints and thresholds
     config.test_split = "validation"  # seen by the final evaluation alone
 
@@ -37,25 +37,25 @@ def get_config() -> ml_collections.ConfigDict:
     config.view.iou_threshold = 0.3  # 2022, Sec. 4.1
 
     # Training; batch_size counts images on all devices together.
-    config.batch_size = 256
-    config.epochs = 100.0
+    config.batch_size = 256  # a multiple of the devices
+    config.epochs = 100.0  # passes over train_split; fractions are allowed
     config.optimizer = ml_collections.ConfigDict()  # arguments of create_optimizer
-    config.optimizer.learning_rate = 0.1
+    config.optimizer.learning_rate = 0.1  # the highest
     config.optimizer.schedule = "step"  # | cosine
     config.optimizer.warmup = 0.0  # share of the run
     config.optimizer.boundaries = (0.3, 0.6, 0.9)  # shares of the run
-    config.optimizer.momentum = 0.9
-    config.optimizer.nesterov = True
-    config.optimizer.weight_decay = 1e-4
+    config.optimizer.momentum = 0.9  # of SGD
+    config.optimizer.nesterov = True  # as the authors in Stage I, not in Stage II
+    config.optimizer.weight_decay = 1e-4  # on every parameter
     config.save_every_epochs = 1.0  # evaluate on the calibration split, checkpoint
-    config.log_every_steps = 100
+    config.log_every_steps = 100  # loss and accuracy of the batches since
 
     # The evaluation of the whole method: directories of trained networks.
     config.networks = ml_collections.ConfigDict()
-    config.networks.anchornet = ""
+    config.networks.anchornet = ""  # selects the patches
     config.networks.full_image = ""  # the reference point; may stay empty
-    config.networks.glance = ""
-    config.networks.patches = ""
+    config.networks.glance = ""  # sees the resized image
+    config.networks.patches = ""  # sees the patches
     config.inputs = 5  # T: the glance and T - 1 patches
     config.fuse = "logits"  # what is summed over inputs: logits | probabilities
     config.rule = "thresholds"  # who leaves when: geometric | thresholds | value
@@ -63,5 +63,5 @@ def get_config() -> ml_collections.ConfigDict:
 
     # A pipeline: name -> config of each stage, and the names as they run.
     config.stages = ml_collections.ConfigDict()
-    config.order = ()
+    config.order = ()  # each stage once
     return config

@@ -9,10 +9,10 @@ run. Ends with summary.json, report.html and figures in the run's directory.
 from configs import common
 
 TRAIN = {  # stage: (network, view, batch size, epochs, learning rate)
-    "anchornet": ("anchornet", "full", 32, 2.0, 0.2),
-    "full_image": ("resnet10", "full", 32, 1.7, 0.1),
+    "anchornet": ("anchornet", "full", 32, 1.8, 0.2),
+    "full_image": ("resnet10", "full", 32, 1.6, 0.1),
     "glance": ("resnet10", "resized", 32, 1.2, 0.05),
-    "patches": ("resnet10", "patches", 32, 0.8, 0.05),
+    "patches": ("resnet10", "patches", 32, 0.6, 0.05),
 }
 
 

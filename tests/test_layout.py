@@ -29,7 +29,7 @@ LAYERS = [  # lower never imports higher
     {"views", "parallel", "checkpoint", "demo_data"},
     {"data", "networks", "torch_import"},
     {"learning", "sequence"},
-    {"train", "evaluate", "plots"},
+    {"train", "evaluate", "inference", "plots", "results"},
     {"pictures"},
     {"report"},
     {"pipeline"},
@@ -94,7 +94,7 @@ def test_foreign_libraries_have_one_door(module):
 
 def test_core_needs_neither_tensorflow_nor_torch():
     """What inference imports must run where only jax and flax are installed."""
-    seen, waiting = set(), ["networks", "views", "patches", "flops", "learning"]
+    seen, waiting = set(), ["networks", "inference", "flops", "learning"]
     while waiting:
         module = waiting.pop()
         if module in seen:
