@@ -54,6 +54,7 @@ def evaluate(config, directory) -> dict:
             config.fuse,
         )
     )
+    sequence.check_images(method, source.image_size)
     macs = method.macs(source.image_size)
     directory = workdir.claim(directory, config.to_dict())
 

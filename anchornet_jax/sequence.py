@@ -84,6 +84,21 @@ def check(sequence: Sequence) -> Sequence:
     return sequence
 
 
+def check_images(sequence: Sequence, image_size: int) -> None:
+    """Refuse images, patches and thresholds that cannot be, without compiling.
+
+    Raises:
+      ValueError: for images smaller than the receptive field, more patches than can be
+        found, or an IoU threshold outside [0, 1].
+    """
+    images = jax.ShapeDtypeStruct((1, image_size, image_size, 3), jnp.uint8)
+    jax.eval_shape(
+        lambda variables, images: localize(sequence, variables, images),
+        sequence.variables(),
+        images,
+    )
+
+
 def glance_logits(sequence: Sequence, variables, images: jax.Array) -> jax.Array:
     """Classify the resized image: uint8 [B, H, W, 3] to logits [B, N]."""
     small = patches.resize(views.normalise(images), sequence.patch_size)

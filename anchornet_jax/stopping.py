@@ -23,13 +23,58 @@ from anchornet_jax import exits
 
 ALWAYS = -1.0  # a threshold that every confidence exceeds
 PRICES = 60  # points of a path; budgets between two of them blend both rules
-HALVINGS = 24  # of the blend at most, until a budget is met to PRECISION
-PRECISION = 2e-4
+HALVINGS = 20  # of a blend at most, until the budget is met to PRECISION
+PRECISION = 5e-4
 TRIES = 3  # dearer rules aimed at when a rule may spend more
 
 
 class Rule:
-    """When to leave. Subclasses define `steps`, `leaves`, `blend` and `to_json`."""
+    """When to leave: parameters per exit but the last, which takes everyone left.
+
+    Subclasses say what the parameters mean, and what they are called in JSON.
+    """
+
+    name: str
+    field: str
+
+    def __init__(self, parameters):
+        """Take the parameters, [E - 1, ...], first exit first.
+
+        Raises:
+            ValueError: an exit has too many or too few parameters, or some not finite.
+        """
+        self.parameters = [np.asarray(p, float) for p in parameters]
+        for step, found in enumerate(self.parameters):
+            if found.shape != self._shape(step) or not np.isfinite(found).all():
+                raise ValueError(
+                    f"`{self.field}` of exit {step + 1} is {found.tolist()}; give "
+                    f"finite numbers of shape {self._shape(step)}"
+                )
+
+    @property
+    def steps(self) -> int:
+        """Return E - 1, the number of exits at which there is something to decide."""
+        return len(self.parameters)
+
+    def leaves(self, step: int, confidence: np.ndarray) -> np.ndarray:
+        """Return who leaves at an exit, [b] bool.
+
+        Args:
+            step: the exit, 0-based.
+            confidence: [b, step + 1] at the exits up to this one.
+
+        Raises:
+            ValueError: a step that the rule does not have, or a history of other length.
+        """
+        history = np.asarray(confidence, float)
+        if not 0 <= step <= self.steps or history.shape[1:] != (step + 1,):
+            raise ValueError(
+                f"`step` is {step} and `confidence` has shape {history.shape}; the rule "
+                f"has steps 0 to {self.steps}, and `confidence` is [b, step + 1]"
+            )
+        if step == self.steps:
+            return np.ones(len(history), bool)
+        return self._leaves(self.parameters[step], history)
 
     def exits(self, confidence: np.ndarray) -> np.ndarray:
         """Return the exit ([n] int, 0-based) of images with known confidence [n, E]."""
@@ -38,89 +83,61 @@ class Rule:
             exit[self.leaves(step, confidence[:, : step + 1])] = step
         return exit
 
-
-@dataclasses.dataclass(frozen=True)
-class ThresholdRule(Rule):
-    """Leave when the confidence exceeds the exit's threshold ([E - 1]; Algorithm 1)."""
-
-    thresholds: tuple[float, ...]
-
-    @property
-    def steps(self) -> int:
-        """Return E - 1, the number of exits at which there is something to decide."""
-        return len(self.thresholds)
-
-    def leaves(self, step: int, confidence: np.ndarray) -> np.ndarray:
-        """Return [b] bool: who leaves at `step` (0-based), confidence [b, step + 1]."""
-        history = _history(self, step, confidence)
-        if step == self.steps:
-            return np.ones(len(history), bool)
-        return history[:, -1] > self.thresholds[step]
-
-    def blend(self, other: "ThresholdRule", shares) -> "ThresholdRule":
+    def blend(self, other: "Rule", shares) -> "Rule":
         """Return the rule that lies `shares` ([E - 1], per exit) of the way to `other`."""
-        mixed = zip(self.thresholds, other.thresholds, shares)
-        return ThresholdRule(tuple(float(a + s * (b - a)) for a, b, s in mixed))
+        mixed = zip(self.parameters, other.parameters, shares)
+        return type(self)([a + s * (b - a) for a, b, s in mixed])
 
     def to_json(self) -> dict:
         """Return plain data from which `from_json` makes the same rule."""
-        return {"rule": "thresholds", "thresholds": list(self.thresholds)}
+        return {"rule": self.name, self.field: [p.tolist() for p in self.parameters]}
 
 
-@dataclasses.dataclass(frozen=True)
+class ThresholdRule(Rule):
+    """Leave when the confidence exceeds the exit's threshold (Algorithm 1).
+
+    parameters: E - 1 thresholds.
+    """
+
+    name, field = "thresholds", "thresholds"
+
+    def _shape(self, step):
+        return ()
+
+    def _leaves(self, threshold, history):
+        return history[:, -1] > threshold
+
+
 class ValueRule(Rule):
     """Leave when going on is worth nothing.
 
-    With d = sqrt(1 - confidence), going on from exit t is worth
-    w_0 + w_1 d_t^2 + w_2 d_1 + … + w_(t+1) d_t, weights being those of exit t.
-    The root resolves confidences near 1, where summed logits put most images.
+    With d = sqrt(1 - confidence), going on from exit t = 1 … E - 1 is worth
+    w_0 + w_1 d_t^2 + w_2 d_1 + … + w_(t+1) d_t. The root resolves confidences near 1,
+    where summed logits put most images.
 
-    weights: per exit but the last, t + 2 numbers at exit t = 1 … E - 1.
+    parameters: E - 1 lists of weights, t + 2 of them at exit t.
     """
 
-    weights: tuple[tuple[float, ...], ...]
+    name, field = "value", "weights"
 
-    @property
-    def steps(self) -> int:
-        """Return E - 1, the number of exits at which there is something to decide."""
-        return len(self.weights)
+    def _shape(self, step):
+        return (step + 3,)
 
-    def leaves(self, step: int, confidence: np.ndarray) -> np.ndarray:
-        """Return [b] bool: who leaves at `step` (0-based), confidence [b, step + 1]."""
-        history = _history(self, step, confidence)
-        if step == self.steps:
-            return np.ones(len(history), bool)
+    def _leaves(self, weights, history):
         # Summed term by term: a matrix product may round differently per batch size.
-        features = _features(history, range(step + 1))
-        return sum(w * f for w, f in zip(self.weights[step], features)) <= 0
-
-    def blend(self, other: "ValueRule", shares) -> "ValueRule":
-        """Return the rule that lies `shares` ([E - 1], per exit) of the way to `other`."""
-        return ValueRule(
-            tuple(
-                tuple(float(a + s * (b - a)) for a, b in zip(mine, theirs))
-                for mine, theirs, s in zip(self.weights, other.weights, shares)
-            )
-        )
-
-    def to_json(self) -> dict:
-        """Return plain data from which `from_json` makes the same rule."""
-        return {"rule": "value", "weights": [list(w) for w in self.weights]}
+        features = _features(history, range(history.shape[1]))
+        return sum(w * f for w, f in zip(weights, features)) <= 0
 
 
 def from_json(data: dict) -> Rule:
     """Make the rule that `to_json` described.
 
     Raises:
-        ValueError: `data` describes no rule, or one whose numbers are not finite or do
-            not fit its number of exits.
+        ValueError: `data` describes no rule.
     """
-    if data.get("rule") == "thresholds" and _finite(data.get("thresholds")):
-        return ThresholdRule(tuple(float(x) for x in data["thresholds"]))
-    if data.get("rule") == "value" and isinstance(data.get("weights"), list):
-        rows = data["weights"]
-        if all(_finite(row) and len(row) == t + 3 for t, row in enumerate(rows)):
-            return ValueRule(tuple(tuple(float(x) for x in row) for row in rows))
+    for kind in (ThresholdRule, ValueRule):
+        if data.get("rule") == kind.name and isinstance(data.get(kind.field), list):
+            return kind(data[kind.field])
     raise ValueError(f"`data` is {data!r}; it does not come from a rule's `to_json`")
 
 
@@ -171,9 +188,7 @@ def fit_all(table: exits.ExitTable, budgets, method: str = "value") -> list[Fit]
     for budget in sorted(set(budgets)):
         fits[budget] = last = _fit(table, path, budget, last)
     used = max((b for b in fits if fits[b].binding), default=0)
-    for budget in fits:
-        fits[budget] = dataclasses.replace(fits[budget], binding=budget <= used)
-    return [fits[budget] for budget in budgets]
+    return [dataclasses.replace(fits[b], binding=b <= used) for b in budgets]
 
 
 def curve(
@@ -266,6 +281,9 @@ def _meet(table, cheap, dear, budget, direction=None):
     """
     direction = np.ones(dear.steps) if direction is None else direction
     best, low, high = cheap, 0.0, 1.0
+    far = cheap[0].blend(dear, direction)
+    if (outcome := _score(table, far)).mean_cost <= budget:
+        return far, outcome
     for _ in range(HALVINGS):
         share = (low + high) / 2
         rule = cheap[0].blend(dear, share * direction)
@@ -285,18 +303,18 @@ def _geometric_path(table):
     MSDNet 2018, Sec. 4.2; GFNet takes q from 0.05 to 1.95.
     """
     steps = len(table.cost) - 1
-    yield ThresholdRule((ALWAYS,) * steps)
+    yield ThresholdRule([ALWAYS] * steps)
     for q in np.geomspace(1e-3, 10, 2 * PRICES):
         shares = q ** np.arange(steps + 1)
         counts = len(table.confidence) * shares / shares.sum()
         stays, thresholds = np.ones(len(table.confidence), bool), []
         for confidence, count in zip(table.confidence.T, counts[:-1]):
             ranked = np.sort(confidence[stays])[::-1]
-            count = int(round(count))
+            count = round(count)
             thresholds.append(float(ranked[count]) if count < len(ranked) else ALWAYS)
             stays &= confidence <= thresholds[-1]
-        yield ThresholdRule(tuple(thresholds))
-    yield ThresholdRule((exits.NEVER,) * steps)
+        yield ThresholdRule(thresholds)
+    yield ThresholdRule([exits.NEVER] * steps)
 
 
 def _threshold_path(table):
@@ -313,9 +331,9 @@ def _threshold_path(table):
         total = np.cumsum(worth[order[:, step]])
         last = total.argmax()
         theta = confidence[order[last, step]] if total[last] > 0 else ALWAYS
-        return float(theta), confidence <= theta
+        return theta, confidence <= theta
 
-    yield ThresholdRule((ALWAYS,) * steps)
+    yield ThresholdRule([ALWAYS] * steps)
     designs = [_design(table.confidence[:, : t + 1], [t]) for t in range(steps)]
     for price in _prices(table):
         yield ThresholdRule(_learn(table, designs, price, threshold))
@@ -324,14 +342,12 @@ def _threshold_path(table):
 def _value_path(table):
     """Return value rules learned at falling prices."""
     steps = len(table.cost) - 1
-    yield ValueRule(tuple((-1.0,) + (0.0,) * (t + 2) for t in range(steps)))
+    yield ValueRule([[-1] + [0] * (t + 2) for t in range(steps)])
     designs = [
         _design(table.confidence[:, : t + 1], range(t + 1)) for t in range(steps)
     ]
     for price in _prices(table):
-        rule = _learn(
-            table, designs, price, lambda step, w, worth: (tuple(w.tolist()), worth > 0)
-        )
+        rule = _learn(table, designs, price, lambda step, w, worth: (w, worth > 0))
         yield ValueRule(rule)
 
 
@@ -356,7 +372,7 @@ def _learn(table, designs, price, decide):
         decision, goes_on = decide(step, weights, features @ weights)
         value = np.where(goes_on, value, earns[:, step])
         learned.insert(0, decision)
-    return tuple(learned)
+    return learned
 
 
 def _design(confidence, past):
@@ -373,25 +389,9 @@ def _features(confidence, past):
 def _prices(table):
     """Return prices from one at which nothing can be worth its cost down to zero."""
     dear = 1 / np.diff(table.cost).min(initial=table.cost[-1])
-    cheap = 1e-3 / (table.cost[-1] - table.cost[0] + table.cost[0])
+    cheap = 1e-3 / table.cost[-1]
     return np.append(np.geomspace(dear, cheap, PRICES), 0)
 
 
 def _score(table, rule):
     return exits.score(table, rule.exits(table.confidence))
-
-
-def _history(rule, step, confidence):
-    history = np.asarray(confidence, float)
-    if not 0 <= step <= rule.steps or history.shape[1:] != (step + 1,):
-        raise ValueError(
-            f"`step` is {step} and `confidence` has shape {history.shape}; the rule has "
-            f"steps 0 to {rule.steps}, and `confidence` is [b, step + 1]"
-        )
-    return history
-
-
-def _finite(numbers):
-    return isinstance(numbers, list) and all(
-        isinstance(x, int | float) and np.isfinite(x) for x in numbers
-    )

@@ -109,3 +109,16 @@ def test_networks_of_other_classes(method):
     other = method.glance._replace(metadata={"classes": ["a", "b"]})
     with pytest.raises(ValueError, match="different classes: .*glance: 2"):
         sequence.check(method._replace(glance=other))
+
+
+@pytest.mark.parametrize(
+    ("changes", "size", "message"),
+    [
+        ({}, 90, "90x90 pixels.*95x95"),
+        ({"inputs": 20}, 127, "`k` is 19; .* at most"),
+        ({"iou_threshold": 1.5}, 127, "`iou_threshold` is 1.5; allowed is 0 to 1"),
+    ],
+)
+def test_what_cannot_be_is_refused_before_compiling(method, changes, size, message):
+    with pytest.raises(ValueError, match=message):
+        sequence.check_images(method._replace(**changes), size)

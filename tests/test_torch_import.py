@@ -3,7 +3,6 @@
 import functools
 import json
 import pathlib
-import sys
 
 import jax
 import numpy as np
