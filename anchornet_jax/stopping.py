@@ -10,7 +10,7 @@ A rule decides step by step from the confidences so far (Localizing Semantic Pat
   regression predicts what going on is worth: the accuracy that it adds, less its cost
   at a price; who expects nothing leaves. Prices from high to low give all budgets.
 
-    fitted = stopping.fit(calibration, budget=1.1)
+    (fitted,) = stopping.fit(calibration, [1.1])
     exits.score(test, fitted.rule.exits(test.confidence)).accuracy
 """
 
@@ -150,52 +150,42 @@ class Fit:
     """
 
     rule: Rule
-    budget: float
     accuracy: float
     mean_cost: float
-    binding: bool
+    budget: float = np.inf
+    binding: bool = True
 
 
-def fit(table: exits.ExitTable, budget: float, method: str = "value") -> Fit:
-    """Fit the most accurate rule whose mean cost on `table` is at most `budget`.
+def fit(table: exits.ExitTable, budgets, method: str = "value") -> list[Fit]:
+    """Fit to each budget the most accurate rule that costs at most that on average.
+
+    No budget gets a rule that is less accurate on `table` than a smaller budget's.
 
     Args:
-        table: calibration images; never those on which the rule is judged.
-        budget: mean cost per image, in the unit of the table's cost.
+        table: calibration images; never those on which the rules are judged.
+        budgets: mean costs per image, in the unit of the table's cost, in any order.
         method: one of `METHODS`.
 
     Raises:
         ValueError: an unknown method, or a budget below the cheapest exit's cost.
-    """
-    return fit_all(table, [budget], method)[0]
-
-
-def fit_all(table: exits.ExitTable, budgets, method: str = "value") -> list[Fit]:
-    """Fit one rule per budget, sharing the work; see `fit`.
-
-    No budget gets a rule that is less accurate on `table` than a smaller budget's: then
-    it gets the smaller one's.
     """
     if method not in METHODS:
         raise ValueError(f"`method` is {method!r}; choose one of {sorted(METHODS)}")
     for budget in budgets:
         if not budget >= table.cost[0]:  # NaN included
             raise ValueError(
-                f"`budget` is {budget}, but the cheapest exit costs {table.cost[0]:.6g}"
+                f"`budgets` holds {budget}; the cheapest exit costs {table.cost[0]:.6g}"
             )
-    path = [(rule, _score(table, rule)) for rule in METHODS[method](table)]
+    path = [_try(table, rule) for rule in METHODS[method](table)]
     fits, last = {}, None
     for budget in sorted(set(budgets)):
         fits[budget] = last = _fit(table, path, budget, last)
     used = max((b for b in fits if fits[b].binding), default=0)
-    return [dataclasses.replace(fits[b], binding=b <= used) for b in budgets]
+    return [dataclasses.replace(fits[b], binding=bool(b <= used)) for b in budgets]
 
 
 def curve(
-    calibration: exits.ExitTable,
-    test: exits.ExitTable,
-    budgets,
-    method: str = "value",
+    calibration: exits.ExitTable, test: exits.ExitTable, budgets, method: str = "value"
 ) -> list[dict]:
     """Fit every budget on `calibration` and score it on `test`, in the order given.
 
@@ -211,93 +201,81 @@ def curve(
             f"`test` has cost {test.cost.tolist()}, `calibration` "
             f"{calibration.cost.tolist()}; they must be the same"
         )
-    return [
-        _point(fitted, _score(test, fitted.rule))
-        for fitted in fit_all(calibration, budgets, method)
-    ]
+    points = []
+    for fitted in fit(calibration, budgets, method):
+        outcome = exits.score(test, fitted.rule.exits(test.confidence))
+        points.append(
+            {
+                "budget": float(fitted.budget),
+                "binding": fitted.binding,
+                "mean_cost": outcome.mean_cost,
+                "accuracy": outcome.accuracy,
+                "shares": outcome.shares.tolist(),
+                "expected_inputs": outcome.expected_inputs,
+                "calibration_accuracy": fitted.accuracy,
+                "calibration_cost": fitted.mean_cost,
+                "rule": fitted.rule.to_json(),
+            }
+        )
+    return points
 
 
-def _point(fitted, outcome):
-    return {
-        "budget": float(fitted.budget),
-        "binding": bool(fitted.binding),
-        "mean_cost": outcome.mean_cost,
-        "accuracy": outcome.accuracy,
-        "shares": outcome.shares.tolist(),
-        "expected_inputs": outcome.expected_inputs,
-        "calibration_accuracy": fitted.accuracy,
-        "calibration_cost": fitted.mean_cost,
-        "rule": fitted.rule.to_json(),
-    }
+def _try(table, rule):
+    outcome = exits.score(table, rule.exits(table.confidence))
+    return Fit(rule, outcome.accuracy, outcome.mean_cost)
 
 
 def _fit(table, path, budget, last):
     """Fit one budget, `last` being the next smaller one's fit, or None."""
-    rule, outcome = path[-1]
-    binding = budget < outcome.mean_cost
-    if binding:
-        k = next(k for k, (_, found) in enumerate(path) if found.mean_cost > budget)
-        rule, outcome = _meet(table, path[k - 1], path[k][0], budget)
-    if last is not None and outcome.accuracy < last.accuracy:
-        dearer = [rule for rule, _ in path[k:]] if binding else []
-        rule, outcome = _spend(table, last.rule, dearer, budget)
-        binding = outcome.mean_cost > last.mean_cost
-    return Fit(rule, budget, outcome.accuracy, outcome.mean_cost, binding)
+    found, dearer = path[-1], []
+    if binding := budget < found.mean_cost:
+        k = next(k for k, point in enumerate(path) if point.mean_cost > budget)
+        cheap, dearer = path[k - 1], [point.rule for point in path[k:]]
+        found = _meet(table, cheap, dearer[0], budget, np.ones(cheap.rule.steps))
+    if last is not None and found.accuracy < last.accuracy:
+        found = _spend(table, last, dearer, budget)
+        binding = found is not last
+    return dataclasses.replace(found, budget=budget, binding=binding)
 
 
-def _spend(table, rule, dearer, budget):
-    """Let a rule spend up to the budget, at all exits or at one, doing no harm.
+def _spend(table, last, dearer, budget):
+    """Let a fit spend up to a larger budget, at all exits or at one, doing no harm.
 
     Where accuracy hardly rises with cost, a smaller budget's rule may by chance be more
     accurate than the path at this budget. Of the ways to spend more that lose nothing,
     the least accurate is taken: the best would be chance again, and harder to follow.
-    If there is none the rule stays as it is.
+    If there is none the fit stays as it is.
     """
-    start = rule, _score(table, rule)
     towards = dearer[:: len(dearer) // TRIES + 1]
-    directions = [np.ones(rule.steps), *np.eye(rule.steps)]
-    found = [
-        _meet(table, start, dear, budget, direction)
-        for dear, direction in itertools.product(towards, directions)
+    directions = [np.ones(last.rule.steps), *np.eye(last.rule.steps)]
+    tries = [
+        _meet(table, last, rule, budget, direction)
+        for rule, direction in itertools.product(towards, directions)
     ]
-    fair = [
-        (rule, outcome)
-        for rule, outcome in found
-        if outcome.accuracy >= start[1].accuracy
-        and outcome.mean_cost > (1 - 10 * PRECISION) * budget
-    ]
-    return min(fair, key=lambda pair: pair[1].accuracy, default=start)
+    spent = [t for t in tries if t.mean_cost > (1 - 10 * PRECISION) * budget]
+    fair = [t for t in spent if t.accuracy >= last.accuracy]
+    return min(fair, key=lambda t: t.accuracy, default=last)
 
 
-def _meet(table, cheap, dear, budget, direction=None):
-    """Blend a rule within the budget towards a dearer one until the budget is met.
+def _meet(table, cheap, dear, budget, direction):
+    """Move a fit within the budget towards a dearer rule until the budget is met.
 
-    Args:
-        table: calibration images.
-        cheap: a rule and its outcome, within the budget.
-        dear: a rule.
-        budget: mean cost not to exceed.
-        direction: [E - 1] how fast each exit's part moves; all at the same speed if None.
+    direction: [E - 1] how fast each exit's parameters move.
     """
-    direction = np.ones(dear.steps) if direction is None else direction
-    best, low, high = cheap, 0.0, 1.0
-    far = cheap[0].blend(dear, direction)
-    if (outcome := _score(table, far)).mean_cost <= budget:
-        return far, outcome
+    best, share, low, high = cheap, 1.0, 0.0, 1.0
     for _ in range(HALVINGS):
-        share = (low + high) / 2
-        rule = cheap[0].blend(dear, share * direction)
-        outcome = _score(table, rule)
-        if outcome.mean_cost > budget:
+        found = _try(table, cheap.rule.blend(dear, share * direction))
+        if found.mean_cost > budget:
             high = share
-            continue
-        best, low = (rule, outcome), share
-        if outcome.mean_cost > (1 - PRECISION) * budget:
-            break
+        else:
+            best, low = found, share
+            if share == 1 or found.mean_cost > (1 - PRECISION) * budget:
+                break
+        share = (low + high) / 2
     return best
 
 
-def _geometric_path(table):
+def _geometric(table):
     """Return rules that let shares proportional to q^t leave at exit t, q rising.
 
     MSDNet 2018, Sec. 4.2; GFNet takes q from 0.05 to 1.95.
@@ -317,7 +295,7 @@ def _geometric_path(table):
     yield ThresholdRule([exits.NEVER] * steps)
 
 
-def _threshold_path(table):
+def _thresholds(table):
     """Return threshold rules learned at falling prices.
 
     An exit's threshold is the one below which going on adds most, summed over what the
@@ -326,9 +304,9 @@ def _threshold_path(table):
     steps = len(table.cost) - 1
     order = np.argsort(table.confidence, axis=0)  # [n, E]
 
-    def threshold(step, weights, worth):
+    def threshold(step, _, gain):
         confidence = table.confidence[:, step]
-        total = np.cumsum(worth[order[:, step]])
+        total = np.cumsum(gain[order[:, step]])
         last = total.argmax()
         theta = confidence[order[last, step]] if total[last] > 0 else ALWAYS
         return theta, confidence <= theta
@@ -339,23 +317,17 @@ def _threshold_path(table):
         yield ThresholdRule(_learn(table, designs, price, threshold))
 
 
-def _value_path(table):
+def _values(table):
     """Return value rules learned at falling prices."""
     steps = len(table.cost) - 1
     yield ValueRule([[-1] + [0] * (t + 2) for t in range(steps)])
-    designs = [
-        _design(table.confidence[:, : t + 1], range(t + 1)) for t in range(steps)
-    ]
+    history = [table.confidence[:, : t + 1] for t in range(steps)]
+    designs = [_design(known, range(t + 1)) for t, known in enumerate(history)]
     for price in _prices(table):
-        rule = _learn(table, designs, price, lambda step, w, worth: (w, worth > 0))
-        yield ValueRule(rule)
+        yield ValueRule(_learn(table, designs, price, lambda _, w, gain: (w, gain > 0)))
 
 
-METHODS = {
-    "geometric": _geometric_path,
-    "thresholds": _threshold_path,
-    "value": _value_path,
-}
+METHODS = {"geometric": _geometric, "thresholds": _thresholds, "value": _values}
 
 
 def _learn(table, designs, price, decide):
@@ -391,7 +363,3 @@ def _prices(table):
     dear = 1 / np.diff(table.cost).min(initial=table.cost[-1])
     cheap = 1e-3 / table.cost[-1]
     return np.append(np.geomspace(dear, cheap, PRICES), 0)
-
-
-def _score(table, rule):
-    return exits.score(table, rule.exits(table.confidence))

@@ -10,7 +10,9 @@ numbers joined by `_`: `layer1.0.downsample.1.running_var` becomes
 """
 
 import os
+import pickle
 import re
+import struct
 from collections.abc import Mapping
 
 import jax
@@ -25,6 +27,11 @@ WRAPPERS = ("net", "model_state_dict", "state_dict")
 # What state dicts hold and nobody needs: a count of steps that BatchNorm reads only
 # without momentum, and the expansion of AnchorNet's first block, which expands nothing.
 UNUSED = re.compile(r".*\.num_batches_tracked|bneck\.0\.(conv1|bn1)\..*")
+# What damaged files were seen to raise in `torch.load`.
+UNREADABLE = (
+    *(OSError, RuntimeError, ValueError, TypeError, LookupError, AttributeError),
+    *(EOFError, AssertionError, pickle.PickleError, struct.error),
+)
 STATISTICS = {"running_mean": "mean", "running_var": "var"}
 
 
@@ -164,21 +171,22 @@ def _load_torch(path: str) -> dict[str, np.ndarray]:
         raise ImportError(f"{path} is read with PyTorch: `pip install torch`") from None
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # bytes that are no pickle make torch raise anything
-        found = re.search(r"GLOBAL (\S+)", str(error))
+    except UNREADABLE as error:
+        named = re.search(r"GLOBAL (\S+)", str(error))
         problem = (
-            f"holds a Python object ({found[1]}), which loading would run as code; save"
-            " the `state_dict()` of a module, not the module"
-            if found
-            else f"is damaged or not of `torch.save` ({type(error).__name__}: {error})"
+            f"holds a Python object ({named[1]}) beside tensors, which loading would run"
+            " as code; save the `state_dict()` of a module, not the module"
+            if named
+            else f"is damaged, or not of `torch.save` ({type(error).__name__})"
         )
         raise ValueError(f"{path} {problem}") from None
     for key in WRAPPERS:
         if isinstance(state, Mapping) and isinstance(state.get(key), Mapping):
             state = state[key]
             break
-    tensors = isinstance(state, Mapping) and all(map(torch.is_tensor, state.values()))
-    if not tensors:
+    if not isinstance(state, Mapping) or not all(
+        isinstance(name, str) and torch.is_tensor(x) for name, x in state.items()
+    ):
         has = f"keys {list(state)}" if isinstance(state, Mapping) else type(state)
         raise ValueError(f"{path} is no state dict, nor holds one in {WRAPPERS}: {has}")
     return {name: tensor.float().numpy() for name, tensor in state.items()}
