@@ -26,7 +26,7 @@ LAYERS = [  # lower never imports higher
         "models.regnet",
     },
     {"models.__init__"},
-    {"views", "parallel", "checkpoint", "demo_data"},
+    {"views", "parallel", "checkpoint", "demo_data", "archives", "decode"},
     {"data", "networks", "torch_import"},
     {"learning", "sequence"},
     {"train", "evaluate", "plots"},
@@ -35,8 +35,8 @@ LAYERS = [  # lower never imports higher
     {"pipeline"},
 ]
 DOORS = {  # a foreign library has one door
-    "tensorflow": {"data"},
-    "tensorflow_datasets": {"data", "demo_data"},
+    "tensorflow": {"data", "decode"},
+    "tensorflow_datasets": {"data", "demo_data", "archives"},
     "orbax": {"checkpoint"},
     "clu": {"train", "evaluate"},
     "optax": {"learning", "train"},
