@@ -13,8 +13,6 @@ there.
 
 import functools
 import math
-import operator
-import os
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -24,12 +22,10 @@ import tensorflow as tf
 import tensorflow_datasets as tfds
 from absl import logging
 
-import anchornet_jax.demo_data  # noqa: F401, registers `plates` with TFDS
-from anchornet_jax import archives, decode, parallel
+from anchornet_jax import datasets, decode, parallel
 
 AUGMENTATIONS = ("none", "random_resized_crop")
 BAD_IMAGES = ("error", "skip")
-FOLDER = "folder:"  # and a directory: SPLIT/CLASS/*.jpg
 FILE = ("image/filename", "file_name", "tfds_id")  # who an image is; the first there
 SHUFFLED = 16_384  # encoded images in the shuffle buffer, about 2 GB of ImageNet
 
@@ -51,7 +47,9 @@ class Source(NamedTuple):
 
     def examples(self, split: str) -> int:
         """Count the images of a split."""
-        return sum(end - begin for _, begin, end in _parts(self.builder, split))
+        return sum(
+            end - begin for _, begin, end in datasets.resolve(self.builder, split)
+        )
 
 
 def prepare(
@@ -97,50 +95,8 @@ def prepare(
         raise ValueError(
             f"`resize` is {resize}; it must be 0 or at least `image_size`, {image_size}"
         )
-    if name.startswith(FOLDER):
-        builder = _folder(name)
-    else:
-        builder = _builder(name, data_dir, manual_dir)
+    builder = datasets.find(name, data_dir=data_dir, manual_dir=manual_dir)
     return Source(builder, image_size, augment, flip, resize, bad_images)
-
-
-def _builder(name, data_dir, manual_dir):
-    """Open a data set of TFDS, made if need be."""
-    try:
-        builder = tfds.builder(name, data_dir=data_dir or None)
-    except tfds.core.registered.DatasetNotFoundError as error:
-        raise ValueError(f"`name` is {name!r}, which TFDS does not know") from error
-    except ValueError as error:  # an unknown config of a known data set
-        raise ValueError(f"`name` is {name!r}: {error}") from error
-    if not {"image", "label"} <= set(builder.info.features):
-        raise ValueError(
-            f"`name` is {name!r}, whose features are {sorted(builder.info.features)}; "
-            "`image` and `label` are needed"
-        )
-    if not builder.is_prepared():
-        root = data_dir or tfds.core.constants.DATA_DIR
-        manual_dir = manual_dir or os.path.join(root, "downloads", "manual")
-        archives.check(builder.name, manual_dir)
-        settings = tfds.download.DownloadConfig(manual_dir=manual_dir)
-        try:
-            builder.download_and_prepare(download_config=settings)
-        except AssertionError as error:  # so TFDS says that archives are missing
-            raise ValueError(f"`manual_dir` is {manual_dir!r}: {error}") from error
-    return builder
-
-
-def _folder(name):
-    """Open a directory of class folders; its classes are the folders' names."""
-    try:
-        builder = tfds.folder_dataset.ImageFolder(name.removeprefix(FOLDER))
-    except tf.errors.OpError as error:
-        raise ValueError(f"`name` is {name!r}: {error.message}") from error
-    if not builder.info.splits.total_num_examples:
-        raise ValueError(
-            f"`name` is {name!r}, which holds no SPLIT/CLASS/IMAGE with the ending .jpg, "
-            ".jpeg or .png"
-        )
-    return builder
 
 
 def training(
@@ -170,7 +126,7 @@ def training(
     while True:
         seeds = np.random.SeedSequence((seed, epoch, jax.process_index()))
         order, pixels = (int(s) for s in seeds.generate_state(2))
-        records = _records(source, shard, order)
+        records = datasets.read(source.builder, shard, order)
         records = records.shuffle(SHUFFLED, seed=order).enumerate().skip(step * local)
         example = functools.partial(_train_example, source, pixels)
         records = records.map(example, tf.data.AUTOTUNE)
@@ -187,24 +143,28 @@ def evaluation(
 
     Yields:
       `image` uint8 [D, b, H, W, 3], `label` int32 [D, b], `mask` bool [D, b], False
-      where a row only fills the batch up, and, if the data set has one box per image,
+      where a row only fills the batch up or cannot be decoded, and, if the data set has one box per image,
       `box` [D, b, 4]: (top, left, bottom, right) in pixels of the image.
     """
     local = parallel.local_batch(batch_size)
     hosts = jax.process_count()
     steps = math.ceil(math.ceil(source.examples(split) / hosts) / local)
     shard = tfds.split_for_jax_process(split, drop_remainder=False)
-    records = _records(source, shard).map(
+    records = datasets.read(source.builder, shard).map(
         lambda record: _evaluation_example(source, record), tf.data.AUTOTUNE
     )
-    skipped = set()
+    skipped, counted = set(), 0
     batches = _checked(source, records.batch(local), skipped)
     batch = {}
     for _ in range(steps):
         # A host with an image less than others ends with a batch that counts nothing.
         empty = {name: array[:0] for name, array in batch.items()}
         batch = next(batches, empty)
-        yield parallel.shard(_filled(batch, local))
+        filled = _filled(batch, local)
+        counted += filled["mask"].sum()
+        yield parallel.shard(filled)
+    if skipped and not counted:
+        raise ValueError(f"none of the images of {split!r} can be decoded")
     if skipped:
         logging.warning(
             "%s: %d of %d images cannot be decoded; they count neither as right nor as "
@@ -224,50 +184,6 @@ def steps_per_epoch(source: Source, split: str, batch_size: int) -> int:
             "images, and one full batch is needed"
         )
     return steps
-
-
-def _parts(builder, split):
-    """Return what a split takes: (name, first image, the one after the last)."""
-    splits = builder.info.splits
-    try:
-        parts = tfds.core.ReadInstruction.from_spec(split).to_absolute(splits)
-    except ValueError as error:
-        raise ValueError(
-            f"`split` is {split!r}; {builder.name} has {sorted(splits)}, and slices "
-            "like 'train[10%:]' are allowed"
-        ) from error
-    return [
-        (
-            p.splitname,
-            p.from_ or 0,
-            splits[p.splitname].num_examples if p.to is None else p.to,
-        )
-        for p in parts
-    ]
-
-
-def _records(source, split, shuffle_seed=None):
-    """Read encoded examples, in an order that the seed decides."""
-    options = tf.data.Options()
-    options.deterministic = True
-    read = functools.partial(
-        source.builder.as_dataset,
-        decoders={"image": tfds.decode.SkipDecoding()},
-        read_config=tfds.ReadConfig(
-            options=options,
-            shuffle_seed=shuffle_seed,
-            add_tfds_id=True,
-            try_autocache=False,  # a stream is read once
-        ),
-    )
-    if isinstance(source.builder, tfds.folder_dataset.ImageFolder):
-        # It knows whole splits only, and draws its order without a seed.
-        parts = (
-            read(split=name).skip(begin).take(end - begin)
-            for name, begin, end in _parts(source.builder, split)
-        )
-        return functools.reduce(operator.add, parts).with_options(options)
-    return read(split=split, shuffle_files=shuffle_seed is not None)
 
 
 def _train_example(source, seed, index, record):

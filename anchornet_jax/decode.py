@@ -26,6 +26,8 @@ def random_part(encoded, seed):
     Args:
       encoded: the file's bytes.
       seed: int64 [2]; the part is a function of it and of the image's sides.
+
+    A JPEG that is cut off fails only if the part reaches beyond the cut.
     """
 
     def draw(shape):

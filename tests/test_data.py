@@ -227,7 +227,7 @@ def test_folder_of_class_folders(folder):
         flat(data.evaluation(source, split, batch_size=4), "image")[
             : source.examples(split)
         ]
-        for split in ("train", "train[:10]", "train[10:]")
+        for split in ("train[:10]+val", "train[:10]", "val")
     )
     np.testing.assert_array_equal(whole, np.concatenate([first, rest]))
 
@@ -275,6 +275,16 @@ def test_bad_images_are_an_error(damaged):
     ):
         with pytest.raises(ValueError, match="config.data.bad_images=skip"):
             list(itertools.islice(batches, 6))
+
+
+def test_no_image_can_be_decoded(tmp_path):
+    (tmp_path / "val" / "ant").mkdir(parents=True)
+    (tmp_path / "val" / "ant" / "0.jpg").write_bytes(b"")
+    source = data.prepare(f"folder:{tmp_path}", bad_images="skip", **SMALL)
+    with pytest.raises(ValueError, match="none of the images of 'val'"):
+        list(data.evaluation(source, "val", batch_size=4))
+    with pytest.raises(ValueError, match="`batch_size` is 4; 'val' has 1 images"):
+        next(data.training(source, "val", batch_size=4, seed=0))
 
 
 def warnings(monkeypatch):
