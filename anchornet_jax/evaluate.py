@@ -105,11 +105,12 @@ def _collect(source, split, batch_size, predict) -> dict[str, np.ndarray]:
         found = parallel.gather(predict({"image": batch["image"]}))
         rows = parallel.gather({k: v for k, v in batch.items() if k != "image"})
         if len(images) < EXAMPLES:
-            images.extend(parallel.gather(batch["image"])[: EXAMPLES - len(images)])
+            pixels = parallel.gather(batch["image"])[rows["mask"]]
+            images.extend(pixels[: EXAMPLES - len(images)])
         results.append({k: v[rows["mask"]] for k, v in (found | rows).items()})
         report(min(total, sum(len(r["label"]) for r in results)))
     joined = {k: np.concatenate([r[k] for r in results]) for k in results[0]}
-    return joined | {"image": np.stack(images)[:total]}
+    return joined | {"image": np.stack(images)}
 
 
 def _table(found, macs, prefix="") -> exits.ExitTable:

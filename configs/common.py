@@ -16,12 +16,14 @@ def get_config() -> ml_collections.ConfigDict:
 
     # The data, arguments of data.prepare.
     config.data = ml_collections.ConfigDict()
-    config.data.name = "imagenet2012"  # any TFDS name
+    config.data.name = "imagenet2012"  # any TFDS name, or folder:DIRECTORY
     config.data.data_dir = ""  # of TFDS; its default where empty
+    config.data.manual_dir = ""  # archives to make it from, once; see data.prepare
     config.data.image_size = 224  # px
     config.data.augment = "random_resized_crop"  # | none
     config.data.flip = True  # mirror half of the training images
     config.data.resize = 256  # px, short side before the centre crop; 0: crop only
+    config.data.bad_images = "error"  # | skip, what cannot be decoded
     config.train_split = "train[25000:]"  # TFDS splits, slices included
     config.calibration_split = "train[:25000]"  # chooses checkpoints and thresholds
     config.test_split = "validation"  # seen by the final evaluation alone
@@ -65,3 +67,68 @@ def get_config() -> ml_collections.ConfigDict:
     config.stages = ml_collections.ConfigDict()
     config.order = ()  # each stage once
     return config
+
+
+def choose(argument: str, **allowed) -> list[str]:
+    """Split what follows the colon in `--config=FILE:choice,choice`.
+
+    Args:
+      argument: one choice of each kind, with commas between.
+      **allowed: kind -> what can be chosen.
+
+    Raises:
+      ValueError: for an unknown choice, or not one of each kind.
+    """
+    chosen = argument.split(",")
+    if len(chosen) != len(allowed) or any(
+        choice not in known for choice, known in zip(chosen, allowed.values())
+    ):
+        known = "; ".join(f"{kind}: {', '.join(c)}" for kind, c in allowed.items())
+        raise ValueError(
+            f"`argument` is {argument!r}; give {','.join(allowed).upper()} after the "
+            f"file and a colon, with {known}"
+        )
+    return chosen
+
+
+def pipeline(base, trainings) -> ml_collections.ConfigDict:
+    """Return a pipeline: the data, all trainings, the evaluation.
+
+    The stages share the pipeline's data, splits and seed: changed there, also on the
+    command line, they change in all stages.
+
+    Args:
+      base: what is the same in all stages.
+      trainings: stage -> (network, view, batch size, epochs, learning rate); the stages
+        are `anchornet`, `full_image`, and `glance` and `patches`, which start from
+        `full_image`. Cosine schedule after a warm-up of 5 %.
+    """
+    config = base.copy_and_resolve_references()
+    config.program = "pipeline"
+    config.stages.data = _stage(config, "prepare")
+    evaluation = _stage(config, "evaluate")
+    for name, (model, view, batch_size, epochs, rate) in trainings.items():
+        stage = _stage(config, "train")
+        stage.model, stage.view.name = model, view
+        stage.batch_size, stage.epochs = batch_size, epochs
+        stage.optimizer.learning_rate = rate
+        stage.optimizer.schedule, stage.optimizer.warmup = "cosine", 0.05
+        if name in ("glance", "patches"):
+            stage.init_from = "full_image/network"
+        if view == "patches":
+            stage.localizer = "anchornet/network"
+        config.stages[name] = stage
+        evaluation.networks[name] = f"{name}/network"
+    config.stages.evaluate = evaluation
+    config.order = ("data", *trainings, "evaluate")
+    return config
+
+
+def _stage(config, program):
+    stage = config.copy_and_resolve_references()
+    del stage.stages, stage.order
+    stage.program = program
+    stage.data = config.data
+    for key in ("seed", "train_split", "calibration_split", "test_split"):
+        stage[key] = config.get_ref(key)
+    return stage

@@ -26,7 +26,8 @@ LAYERS = [  # lower never imports higher
         "models.regnet",
     },
     {"models.__init__"},
-    {"views", "parallel", "checkpoint", "demo_data"},
+    {"views", "parallel", "checkpoint", "demo_data", "decode"},
+    {"datasets"},
     {"data", "networks", "torch_import"},
     {"learning", "sequence"},
     {"train", "evaluate", "inference", "plots", "results"},
@@ -35,8 +36,8 @@ LAYERS = [  # lower never imports higher
     {"pipeline"},
 ]
 DOORS = {  # a foreign library has one door
-    "tensorflow": {"data"},
-    "tensorflow_datasets": {"data", "demo_data"},
+    "tensorflow": {"data", "datasets", "decode"},
+    "tensorflow_datasets": {"data", "datasets", "demo_data"},
     "orbax": {"checkpoint"},
     "clu": {"train", "evaluate"},
     "optax": {"learning", "train"},
