@@ -1,6 +1,8 @@
 """Run a program on a config: `python main.py --config=FILE --workdir=DIRECTORY`.
 
-The logic is in modules that tests and notebooks import; here are flags alone.
+The logic is in modules that tests and notebooks import; here are flags alone. Exit
+status: 0 when finished, 1 for what cannot run, 143 when SIGTERM stopped a training,
+which the same command then continues.
 """
 
 import os
@@ -33,6 +35,7 @@ def main(argv):
     import jax
     import tensorflow as tf
 
+    from anchornet_jax import preemption
     from anchornet_jax.pipeline import PROGRAMS
 
     tf.config.set_visible_devices([], "GPU")
@@ -49,6 +52,9 @@ def main(argv):
     except ValueError as error:
         logging.debug("", exc_info=True)
         raise app.UsageError(str(error)) from error
+    except preemption.Preempted as message:
+        logging.warning("%s", message)
+        return preemption.EXIT_STATUS
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 The stages differ in the network and in the view it is given (`views`), in nothing else:
 Stage I (Eq. 3), the full-image network, the glance network (Eq. 4) and the patch network
 (Eq. 5). A run that is stopped at any moment and started again goes on from its last
-checkpoint and ends with the same parameters.
+checkpoint and ends with the same parameters; SIGTERM makes it write one first.
 """
 
 import contextlib
@@ -26,6 +26,7 @@ from anchornet_jax import (
     models,
     networks,
     parallel,
+    preemption,
     views,
     workdir,
 )
@@ -105,6 +106,7 @@ def train(config, directory) -> dict:
     Raises:
       ValueError: for a config that cannot run, before anything is compiled or written.
       FloatingPointError: if the loss is not finite; it names the step.
+      preemption.Preempted: after SIGTERM, once the state is saved.
     """
     run = plan(config)
     state = learning.create_state(
@@ -129,8 +131,9 @@ def train(config, directory) -> dict:
         contextlib.closing(
             metric_writers.create_default_writer(str(directory))
         ) as writer,
+        preemption.watch() as asked_to_stop,
     ):
-        state, scores = _loop(run, config, state, checkpoints, writer)
+        state, scores = _loop(run, config, state, checkpoints, writer, asked_to_stop)
         step, best = checkpoints.restore_best(state)
     result["accuracy"] = scores.get(step) or _evaluate(run, config, best)
     networks.save(
@@ -145,7 +148,7 @@ def train(config, directory) -> dict:
     return result
 
 
-def _loop(run, config, state, checkpoints, writer):
+def _loop(run, config, state, checkpoints, writer, asked_to_stop):
     """Train to the last step; return the last state, on the host, and {step: score}."""
     step_fn = parallel.train_step(
         learning.make_train_step(run.model, run.view, run.optimizer, config.seed)
@@ -172,14 +175,23 @@ def _loop(run, config, state, checkpoints, writer):
         if len(pending) > 2:  # or steps, and their batches, would queue up unseen
             jax.block_until_ready(pending[-3])
         report(step)
+        stop = asked_to_stop(step)
         save = step % run.save_every == 0 or step == run.steps
-        if save or step % config.log_every_steps == 0:
+        if save or stop or step % config.log_every_steps == 0:
             _log(writer, step, jax.device_get(pending))
             pending = []
         if save:
             scores[step] = _evaluate(run, config, state)
             writer.write_scalars(step, {"calibration_accuracy": scores[step]})
             checkpoints.save(step, state, metric=scores[step])
+        if stop:
+            if not save:  # no score: such a state is never the best
+                checkpoints.save(step, state)
+            checkpoints.wait()
+            raise preemption.Preempted(
+                f"stopped by SIGTERM; saved step {step} of {run.steps}, the same "
+                "command goes on from there"
+            )
     return jax.device_get(state), scores
 
 

@@ -26,7 +26,7 @@ LAYERS = [  # lower never imports higher
         "models.regnet",
     },
     {"models.__init__"},
-    {"views", "parallel", "checkpoint", "demo_data"},
+    {"views", "parallel", "preemption", "checkpoint", "demo_data"},
     {"data", "networks", "torch_import"},
     {"learning", "sequence"},
     {"train", "evaluate", "plots"},
