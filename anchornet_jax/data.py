@@ -89,7 +89,8 @@ def prepare(
             f"`name` is {name!r}, whose features are {sorted(builder.info.features)}; "
             "`image` and `label` are needed"
         )
-    builder.download_and_prepare()
+    with parallel.first_alone():
+        builder.download_and_prepare()
     return Source(builder, image_size, augment, flip, resize)
 
 
@@ -97,6 +98,10 @@ def training(
     source: Source, split: str, *, batch_size: int, seed: int, first_step: int = 0
 ) -> Iterator[dict[str, np.ndarray]]:
     """Yield training batches without end, from the given step on.
+
+    The batches do not depend on the number of hosts: each reads all encoded records,
+    in the same order, and decodes its own rows of every batch. Reading costs little
+    beside decoding, up to the bandwidth of the disk or network times the hosts.
 
     Args:
       source: from `prepare`.
@@ -114,13 +119,13 @@ def training(
     """
     steps = steps_per_epoch(source, split, batch_size)
     local = parallel.local_batch(batch_size)
-    shard = tfds.split_for_jax_process(split, drop_remainder=True)
     epoch, step = divmod(first_step, steps)
     while True:
-        seeds = np.random.SeedSequence((seed, epoch, jax.process_index()))
+        seeds = np.random.SeedSequence((seed, epoch))
         order, pixels = (int(s) for s in seeds.generate_state(2))
-        records = _records(source, shard, order)
-        records = records.shuffle(SHUFFLED, seed=order).enumerate().skip(step * local)
+        records = _records(source, split, order).shuffle(SHUFFLED, seed=order)
+        records = records.enumerate().skip(step * batch_size)
+        records = records.filter(functools.partial(_is_own, local))
         example = functools.partial(_train_example, source, pixels)
         records = records.map(example, tf.data.AUTOTUNE)
         batches = records.batch(local, drop_remainder=True).take(steps - step)
@@ -188,6 +193,11 @@ def _records(source, split, shuffle_seed=None):
         shuffle_files=shuffle_seed is not None,
         read_config=config,
     )
+
+
+def _is_own(local, index, record):
+    """Pick this host's rows of every global batch, each `local` in a row."""
+    return index // local % jax.process_count() == jax.process_index()
 
 
 def _train_example(source, seed, index, record):

@@ -7,6 +7,7 @@ the network and the view it is given are arguments.
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from anchornet_jax import checkpoint, parallel
@@ -158,7 +159,7 @@ def accuracy(predict, networks, batches) -> float:
     Args:
       predict: `make_predict_step`, mapped.
       networks: its first argument.
-      batches: every image counts once.
+      batches: this host's; every image counts once.
     """
     correct = count = 0
     for batch in batches:
@@ -167,7 +168,8 @@ def accuracy(predict, networks, batches) -> float:
         right = parallel.gather(result)["logits"].argmax(-1) == label
         correct += int((right & mask).sum())
         count += int(mask.sum())
-    return correct / count
+    correct, count = np.sum(parallel.exchange(np.array([correct, count])), axis=0)
+    return float(correct / count)
 
 
 def create_state(model, optimizer, image_size: int, seed: int, init_from: str):

@@ -129,7 +129,9 @@ def train(config, directory) -> dict:
     with (
         checkpoint.Checkpoints(directory / "checkpoints") as checkpoints,
         contextlib.closing(
-            metric_writers.create_default_writer(str(directory))
+            metric_writers.create_default_writer(
+                str(directory), just_logging=jax.process_index() > 0
+            )
         ) as writer,
         preemption.watch() as asked_to_stop,
     ):

@@ -32,7 +32,7 @@ def test_sigterm_saves_and_the_next_start_resumes(data_dir, tmp_path, tiny):  # 
     child = tiny_main.start(data_dir, tmp_path / "stopped")
     printed = child.stderr.read()
     assert child.wait(60) == 0, printed
-    assert f"resumed at step {max(saved)} of 32" in printed
+    assert f"resumed at step {max(saved)} of 48" in printed
     one, other = (
         networks.load(path).variables
         for path in (whole["network"], tmp_path / "stopped" / train.NETWORK)
