@@ -31,6 +31,7 @@ from anchornet_jax import (
     workdir,
 )
 
+DTYPES = ("float32", "bfloat16")
 NETWORK = "network"  # the trained network in the run's directory
 
 
@@ -56,6 +57,14 @@ def plan(config) -> Run:
       ValueError: for what cannot run, before anything is compiled or written.
     """
     parallel.local_batch(config.batch_size)
+    images = config.batch_size // jax.device_count()
+    if config.accumulate < 1 or images % config.accumulate:
+        raise ValueError(
+            f"`config.accumulate` is {config.accumulate}; it must divide the {images} "
+            "images of a batch that each device has"
+        )
+    if config.dtype not in DTYPES:
+        raise ValueError(f"`config.dtype` is {config.dtype!r}; choose one of {DTYPES}")
     source = data.prepare(**config.data)
     per_epoch = data.steps_per_epoch(source, config.train_split, config.batch_size)
     source.examples(config.calibration_split)
@@ -109,8 +118,13 @@ def train(config, directory) -> dict:
       preemption.Preempted: after SIGTERM, once the state is saved.
     """
     run = plan(config)
+    variables = None
+    if config.init_from:
+        variables, _ = checkpoint.load_variables(config.init_from)
+        wanted = learning.shapes(run.model, run.input_size)
+        variables = checkpoint.match(variables, wanted)
     state = learning.create_state(
-        run.model, run.optimizer, run.input_size, config.seed, config.init_from
+        run.model, run.optimizer, run.input_size, config.seed, variables
     )
     directory = workdir.claim(directory, config.to_dict())
     result = {
@@ -153,7 +167,9 @@ def train(config, directory) -> dict:
 def _loop(run, config, state, checkpoints, writer, asked_to_stop):
     """Train to the last step; return the last state, on the host, and {step: score}."""
     step_fn = parallel.train_step(
-        learning.make_train_step(run.model, run.view, run.optimizer, config.seed)
+        learning.make_train_step(
+            run.model, run.view, run.optimizer, config.seed, config.accumulate
+        )
     )
     start, state = checkpoints.restore(state) or (0, state)
     if start:
@@ -219,7 +235,9 @@ def _evaluate(run, config, state) -> float:
     """Return the accuracy of a state on the calibration split."""
     networks = parallel.replicate((_variables(state), run.frozen))
     batches = data.evaluation(
-        run.source, config.calibration_split, batch_size=config.batch_size
+        run.source,
+        config.calibration_split,
+        batch_size=config.batch_size // config.accumulate,  # what fits a device
     )
     return learning.accuracy(run.predict, networks, batches)
 
