@@ -95,7 +95,8 @@ def prepare(
         raise ValueError(
             f"`resize` is {resize}; it must be 0 or at least `image_size`, {image_size}"
         )
-    builder = datasets.find(name, data_dir=data_dir, manual_dir=manual_dir)
+    with parallel.first_alone():
+        builder = datasets.find(name, data_dir=data_dir, manual_dir=manual_dir)
     return Source(builder, image_size, augment, flip, resize, bad_images)
 
 
@@ -103,6 +104,10 @@ def training(
     source: Source, split: str, *, batch_size: int, seed: int, first_step: int = 0
 ) -> Iterator[dict[str, np.ndarray]]:
     """Yield training batches without end, from the given step on.
+
+    The batches do not depend on the number of hosts: each reads all encoded records,
+    in the same order, and decodes its own rows of every batch. Reading costs little
+    beside decoding, up to the bandwidth of the disk or network times the hosts.
 
     Args:
       source: from `prepare`.
@@ -120,14 +125,15 @@ def training(
     """
     steps = steps_per_epoch(source, split, batch_size)
     local = parallel.local_batch(batch_size)
-    shard = tfds.split_for_jax_process(split, drop_remainder=True)
     epoch, step = divmod(first_step, steps)
     skipped = set()
     while True:
-        seeds = np.random.SeedSequence((seed, epoch, jax.process_index()))
+        seeds = np.random.SeedSequence((seed, epoch))
         order, pixels = (int(s) for s in seeds.generate_state(2))
-        records = datasets.read(source.builder, shard, order)
-        records = records.shuffle(SHUFFLED, seed=order).enumerate().skip(step * local)
+        records = datasets.read(source.builder, split, order)
+        records = records.shuffle(SHUFFLED, seed=order).enumerate()
+        records = records.skip(step * batch_size)
+        records = records.filter(functools.partial(_is_own, local))
         example = functools.partial(_train_example, source, pixels)
         records = records.map(example, tf.data.AUTOTUNE)
         batches = records.batch(local, drop_remainder=True).take(steps - step)
@@ -184,6 +190,11 @@ def steps_per_epoch(source: Source, split: str, batch_size: int) -> int:
             "images, and one full batch is needed"
         )
     return steps
+
+
+def _is_own(local, index, record):
+    """Pick this host's rows of every global batch, each `local` in a row."""
+    return index // local % jax.process_count() == jax.process_index()
 
 
 def _train_example(source, seed, index, record):

@@ -9,6 +9,7 @@ import pathlib
 import shutil
 import time
 
+import jax
 from absl import logging
 
 from anchornet_jax import data, evaluate, report, train, workdir
@@ -50,19 +51,21 @@ def pipeline(config, directory) -> dict:
                 f"choose one of {sorted(STAGES)}"
             )
     directory = workdir.claim(directory, config.to_dict())
-    summary, seconds = {}, {}
+    evaluated, summary, seconds = "", {}, {}
     for number, name in enumerate(config.order, 1):
         logging.info("stage %d of %d: %s", number, len(config.order), name)
         stage = config.stages[name]
         result = run_stage(_resolved(stage, directory), directory / name)
         seconds[name] = result["seconds"]
         if stage.program == "evaluate":
-            summary = result
-            shutil.copy(directory / name / "examples.npz", directory)
+            evaluated, summary = name, result
     summary = {**summary, "seconds": seconds}
-    workdir.write_json(directory / "summary.json", summary)
-    page = report.write(directory)
-    logging.info("wrote %s and %s", directory / "summary.json", page)
+    if jax.process_index() == 0:
+        if evaluated:
+            shutil.copy(directory / evaluated / "examples.npz", directory)
+        workdir.write_json(directory / "summary.json", summary)
+        page = report.write(directory)
+        logging.info("wrote %s and %s", directory / "summary.json", page)
     return summary
 
 
@@ -95,3 +98,18 @@ def _resolved(config, directory: pathlib.Path):
 
 
 PROGRAMS = {**{name: run_stage for name in STAGES}, "pipeline": pipeline}
+
+
+def run(config, directory) -> dict:
+    """Run `config.program`, the same on all hosts.
+
+    Raises:
+      ValueError: for an unknown program, a config that cannot run, or hosts that were
+        started with different ones.
+    """
+    workdir.agree(directory, config.to_dict())
+    if config.program not in PROGRAMS:
+        raise ValueError(
+            f"`config.program` is {config.program!r}; choose one of {sorted(PROGRAMS)}"
+        )
+    return PROGRAMS[config.program](config, directory)

@@ -40,6 +40,7 @@ def get_config() -> ml_collections.ConfigDict:
 
     # Training; batch_size counts images on all devices together.
     config.batch_size = 256  # a multiple of the devices
+    config.accumulate = 1  # parts a device takes its images in, to fit small memory
     config.epochs = 100.0  # passes over train_split; fractions are allowed
     config.optimizer = ml_collections.ConfigDict()  # arguments of create_optimizer
     config.optimizer.learning_rate = 0.1  # the highest

@@ -130,6 +130,8 @@ def test_loss_that_is_no_number(data_dir, tmp_path, tiny):  # noqa: F811
     ("key", "value", "message"),
     [
         ("batch_size", 6, "`batch_size` is 6; it must be a positive multiple of the 4"),
+        ("accumulate", 3, "`config.accumulate` is 3; it must divide the 4 images"),
+        ("dtype", "bf16", "`config.dtype` is 'bf16'; choose one of"),
         ("model", "resnet5", "`name` is 'resnet5'; choose one of"),
         ("train_split", "training", "`split` is 'training'; plates has"),
         ("data.name", "plate", "`name` is 'plate', which TFDS does not know"),
