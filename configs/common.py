@@ -11,7 +11,7 @@ def get_config() -> ml_collections.ConfigDict:
     """Return the defaults: AnchorNet on ImageNet, 2022, Sec. 4.1."""
     config = ml_collections.ConfigDict()
 
-    config.program = "train"  # train | evaluate | pipeline, see main.py
+    config.program = "train"  # a key of pipeline.PROGRAMS
     config.seed = 0  # decides initial parameters, order and augmentation
 
     # The data, arguments of data.prepare.
@@ -60,6 +60,14 @@ def get_config() -> ml_collections.ConfigDict:
     config.fuse = "logits"  # what is summed over inputs: logits | probabilities
     config.rule = "thresholds"  # who leaves when: geometric | thresholds | value
     config.budgets = 20  # points of the budgeted curve
+
+    # The export: of `networks`, with the rules that an evaluation of them fitted.
+    config.evaluation = ""  # its directory; may stay empty
+
+    # A conversion of PyTorch weights to the network `model`.
+    config.source = ""  # the file: .pth, .pth.tar, .safetensors
+    config.num_classes = 0  # 0: as many as the file's classifier has
+    config.fresh_classifier = False  # start a new one where the number differs
 
     # A pipeline: name -> config of each stage, and the names as they run.
     config.stages = ml_collections.ConfigDict()

@@ -3,7 +3,7 @@
     python main.py --config=configs/demo.py --workdir=runs/demo
 
 Data: `plates`, a digit on one of three plates on a large canvas, generated on the first
-run. Ends with summary.json, report.html and figures in the run's directory.
+run. Ends with summary.json, report.html, figures and export/ in the run's directory.
 """
 
 from configs import common
@@ -17,7 +17,7 @@ TRAIN = {  # stage: (network, view, batch size, epochs, learning rate)
 
 
 def get_config():
-    """Return a pipeline of four trainings and the evaluation."""
+    """Return a pipeline of four trainings, the evaluation and the export."""
     config = common.get_config()
     config.program = "pipeline"
     _data(config)
@@ -33,11 +33,13 @@ def get_config():
         if view == "patches":
             stage.localizer = "anchornet/network"
         config.stages[name] = stage
-    stage = _stage(config, "evaluate")
-    for name in TRAIN:
-        stage.networks[name] = f"{name}/network"
-    config.stages.evaluate = stage
-    config.order = ("data", *TRAIN, "evaluate")
+    for name in ("evaluate", "export"):
+        stage = _stage(config, name)
+        for network in TRAIN:
+            stage.networks[network] = f"{network}/network"
+        config.stages[name] = stage
+    config.stages.export.evaluation = "evaluate"
+    config.order = ("data", *TRAIN, "evaluate", "export")
     return config
 
 

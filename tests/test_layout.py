@@ -29,6 +29,7 @@ LAYERS = [  # lower never imports higher
     {"views", "parallel", "checkpoint", "demo_data"},
     {"data", "networks", "torch_import"},
     {"learning", "sequence"},
+    {"export"},
     {"train", "evaluate", "inference", "plots", "results"},
     {"pictures"},
     {"report"},
@@ -94,6 +95,7 @@ def test_foreign_libraries_have_one_door(module):
 
 def test_core_needs_neither_tensorflow_nor_torch():
     """What inference imports must run where only jax and flax are installed."""
+    {"export"},
     seen, waiting = set(), ["networks", "inference", "flops", "learning"]
     while waiting:
         module = waiting.pop()
