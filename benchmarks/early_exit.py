@@ -42,7 +42,9 @@ class Drawn:
     def __init__(self, shares, seed=0):
         """Take the shares [E] of images that leave at each exit."""
         going = 1 - np.concatenate([[0], np.cumsum(shares)[:-1]])
-        self._leave = np.divide(shares, going, out=np.ones(len(shares)), where=going > 0)
+        self._leave = np.divide(
+            shares, going, out=np.ones(len(shares)), where=going > 0
+        )
         self._leave[-1] = 1.0
         self._random = np.random.default_rng(seed)
 
@@ -91,9 +93,7 @@ def measure(name: str, options) -> list[dict]:
     def whole_images():
         for start in range(0, len(images), options.batch):
             full(parts.patches.variables, images[start : start + options.batch])
-        jax.block_until_ready(
-            full(parts.patches.variables, images[: options.batch])
-        )
+        jax.block_until_ready(full(parts.patches.variables, images[: options.batch]))
 
     macs = np.array(parts.macs(SIZE), float)
     rules = {"all steps": everyone, **{k: Drawn(v) for k, v in SHARES.items()}}

@@ -11,7 +11,7 @@ def get_config() -> ml_collections.ConfigDict:
     """Return the defaults: AnchorNet on ImageNet, 2022, Sec. 4.1."""
     config = ml_collections.ConfigDict()
 
-    config.program = "train"  # train | evaluate | pipeline, see main.py
+    config.program = "train"  # a key of pipeline.PROGRAMS
     config.seed = 0  # decides initial parameters, order and augmentation
 
     # The data, arguments of data.prepare.
@@ -64,6 +64,14 @@ def get_config() -> ml_collections.ConfigDict:
     config.rule = "thresholds"  # who leaves when: geometric | thresholds | value
     config.budgets = 20  # points of the budgeted curve
 
+    # The export: of `networks`, with the rules that an evaluation of them fitted.
+    config.evaluation = ""  # its directory; may stay empty
+
+    # A conversion of PyTorch weights to the network `model`.
+    config.source = ""  # the file: .pth, .pth.tar, .safetensors
+    config.num_classes = 0  # 0: as many as the file's classifier has
+    config.fresh_classifier = False  # start a new one where the number differs
+
     # A pipeline: name -> config of each stage, and the names as they run.
     config.stages = ml_collections.ConfigDict()
     config.order = ()  # each stage once
@@ -93,7 +101,7 @@ def choose(argument: str, **allowed) -> list[str]:
 
 
 def pipeline(base, trainings) -> ml_collections.ConfigDict:
-    """Return a pipeline: the data, all trainings, the evaluation.
+    """Return a pipeline: the data, all trainings, the evaluation, the export.
 
     The stages share the pipeline's data, splits and seed: changed there, also on the
     command line, they change in all stages.
@@ -107,7 +115,7 @@ def pipeline(base, trainings) -> ml_collections.ConfigDict:
     config = base.copy_and_resolve_references()
     config.program = "pipeline"
     config.stages.data = _stage(config, "prepare")
-    evaluation = _stage(config, "evaluate")
+    evaluation, export = _stage(config, "evaluate"), _stage(config, "export")
     for name, (model, view, batch_size, epochs, rate) in trainings.items():
         stage = _stage(config, "train")
         stage.model, stage.view.name = model, view
@@ -119,9 +127,11 @@ def pipeline(base, trainings) -> ml_collections.ConfigDict:
         if view == "patches":
             stage.localizer = "anchornet/network"
         config.stages[name] = stage
-        evaluation.networks[name] = f"{name}/network"
-    config.stages.evaluate = evaluation
-    config.order = ("data", *trainings, "evaluate")
+        for user in (evaluation, export):
+            user.networks[name] = f"{name}/network"
+    config.stages.evaluate, config.stages.export = evaluation, export
+    export.evaluation = "evaluate"
+    config.order = ("data", *trainings, "evaluate", "export")
     return config
 
 

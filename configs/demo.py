@@ -3,7 +3,7 @@
     python main.py --config=configs/demo.py --workdir=runs/demo
 
 Data: `plates`, a digit on one of three plates on a large canvas, generated on the first
-run. Ends with summary.json, report.html and figures in the run's directory.
+run. Ends with summary.json, report.html, figures and export/ in the run's directory.
 """
 
 from configs import common
@@ -17,7 +17,7 @@ TRAIN = {  # stage: (network, view, batch size, epochs, learning rate)
 
 
 def get_config():
-    """Return a pipeline of four trainings and the evaluation."""
+    """Return a pipeline of four trainings, the evaluation and the export."""
     config = common.get_config()
     config.data.name = "plates"
     config.data.augment, config.data.flip, config.data.resize = "none", False, 0

@@ -29,6 +29,7 @@ LAYERS = [  # lower never imports higher
     {"datasets", "workdir"},
     {"data", "networks", "torch_import"},
     {"learning", "sequence"},
+    {"export"},
     {"train", "evaluate", "inference", "plots", "results"},
     {"pictures"},
     {"report"},
@@ -94,7 +95,7 @@ def test_foreign_libraries_have_one_door(module):
 
 def test_core_needs_neither_tensorflow_nor_torch():
     """What inference imports must run where only jax and flax are installed."""
-    seen, waiting = set(), ["networks", "inference", "flops", "learning"]
+    seen, waiting = set(), ["networks", "inference", "flops", "learning", "export"]
     while waiting:
         module = waiting.pop()
         if module in seen:
