@@ -22,12 +22,10 @@ import json
 import pathlib
 import secrets
 import shutil
-from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import export as jax_export
 
 import anchornet_jax
 from anchornet_jax import (
@@ -36,20 +34,14 @@ from anchornet_jax import (
     models,
     networks,
     sequence,
+    steps,
     stopping,
     views,
     workdir,
 )
 
 FORMAT = 1  # of metadata.json and the steps; newer ones are refused
-PLATFORMS = ("cpu", "cuda", "tpu")
 NETWORKS = ("anchornet", "glance", "patches")
-STEPS = {  # step: the network whose variables are its first argument
-    "glance": "glance",
-    "localize": "anchornet",
-    "patch": "patches",
-    "decide": None,
-}
 CALIBRATION = "calibration.npz"
 ROW = ("budget_macs", "binding", "mean_macs", "accuracy", "rule")  # of a summary
 RESIZE = (
@@ -78,26 +70,6 @@ class Export(NamedTuple):
     classes: list[str]
     image_size: int
     macs: list[int]
-    metadata: dict
-
-
-class Steps(NamedTuple):
-    """The steps as they were traced; images are uint8 [B, H, W, 3].
-
-    Attributes:
-      glance: images to logits [B, N].
-      localize: images to corners [B, K, 2] int32, valid [B, K] bool and heatmap
-        [B, G, G].
-      patch: images and corners [B, 2], one patch each, to logits [B, N].
-      decide: logits [B, T, N] of each input and valid [B, T] to confidence [B, T] and
-        class [B, T] int32, after 1 … T inputs; any T.
-      metadata: all that metadata.json says of the export.
-    """
-
-    glance: Callable
-    localize: Callable
-    patch: Callable
-    decide: Callable
     metadata: dict
 
 
@@ -172,26 +144,22 @@ def save(
     if jax.process_index():
         return
     sequence.check(method)
-    steps, convention = _serialise(method, image_size)
+    traced = steps.serialise(method, image_size)
     about = _describe(method, image_size, resize) | metadata
-    about |= {"budgets": list(budgets), "calling_convention": convention}
+    about |= {"budgets": list(budgets), "calling_convention": steps.convention()}
     directory = pathlib.Path(directory)
     files = directory / f"files_{secrets.token_hex(4)}"
-    before = list(directory.glob("files_*"))
     try:
         files.mkdir(parents=True)
-        for name, content in steps.items():
+        for name, content in traced.items():
             (files / f"{name}.jaxexport").write_bytes(content)
         if calibration is not None:
             calibration.save(files / CALIBRATION)
         digests = {path.name: _digest(path.read_bytes()) for path in files.iterdir()}
         about |= {"files": files.name, "sha256": digests}
         checkpoint.save_variables(directory, method.variables(), about)
-    except BaseException:
-        shutil.rmtree(files, ignore_errors=True)
-        raise
-    for path in before:
-        shutil.rmtree(path)
+    finally:
+        _remove_unnamed(directory)
 
 
 def load(directory) -> Export:
@@ -228,7 +196,7 @@ def load(directory) -> Export:
         )
 
 
-def load_steps(directory) -> Steps:
+def load_steps(directory) -> steps.Steps:
     """Read the serialised steps of an export, and put its variables on the device.
 
     Raises:
@@ -236,24 +204,11 @@ def load_steps(directory) -> Steps:
     """
     with _reading(directory):
         variables, about = _open(directory)
-        convention = about["calling_convention"]
-        low = jax_export.minimum_supported_calling_convention_version
-        high = jax_export.maximum_supported_calling_convention_version
-        if not low <= convention <= high:
-            raise ValueError(
-                f"its steps follow convention {convention} of jax.export, and JAX "
-                f"{jax.__version__} can run {low} to {high}; "
-                f"please {'update JAX' if convention > high else 'export again'}, or "
-                "use `export.load`"
-            )
-        steps = {}
-        for name, network in STEPS.items():
-            content = _read(directory, about, f"{name}.jaxexport")
-            step = jax.jit(jax_export.deserialize(bytearray(content)).call)
-            if network:
-                step = functools.partial(step, jax.device_put(variables[network]))
-            steps[name] = step
-    return Steps(**steps, metadata=about)
+        steps.check(about["calling_convention"])
+        traced = {
+            name: _read(directory, about, f"{name}.jaxexport") for name in steps.STEPS
+        }
+        return steps.deserialise(traced, variables, about)
 
 
 def _evaluation(directory, method, image_size):
@@ -314,46 +269,17 @@ def _describe(method, image_size, resize) -> dict:
         "fuse": method.fuse,
         "iou_threshold": method.iou_threshold,
         "macs": method.macs(image_size),
-        "platforms": PLATFORMS,
+        "platforms": steps.PLATFORMS,
     }
 
 
-def _serialise(method, image_size) -> tuple[dict[str, bytes], int]:
-    """Trace the steps with free sizes; return them and their calling convention."""
-    b, t = jax_export.symbolic_shape("b, t")
-    shape = jax.ShapeDtypeStruct
-    images = shape((b, image_size, image_size, 3), jnp.uint8)
-    variables = jax.tree.map(lambda x: shape(x.shape, x.dtype), method.variables())
-    classes = len(method.classes)
-
-    def glance(own, images):
-        return sequence.glance_logits(method, {"glance": own}, images)
-
-    def localize(own, images):
-        found = sequence.localize(method, {"anchornet": own}, images)
-        return found.corners, found.valid, found.heatmap
-
-    def patch(own, images, corners):
-        logits = sequence.patch_logits(
-            method, {"patches": own}, images, corners[:, None]
-        )
-        return logits[:, 0]
-
-    def decide(logits, valid):
-        return sequence.decide(logits, valid, method.fuse)
-
-    inputs = {
-        glance: (variables["glance"], images),
-        localize: (variables["anchornet"], images),
-        patch: (variables["patches"], images, shape((b, 2), jnp.int32)),
-        decide: (shape((b, t, classes), jnp.float32), shape((b, t), bool)),
-    }
-    exported = {
-        step.__name__: jax_export.export(jax.jit(step), platforms=PLATFORMS)(*of)
-        for step, of in inputs.items()
-    }
-    convention = exported["decide"].calling_convention_version
-    return {name: bytes(it.serialize()) for name, it in exported.items()}, convention
+def _remove_unnamed(directory: pathlib.Path) -> None:
+    """Remove the files that metadata.json does not name: old ones, or of a failed save."""
+    path = directory / "metadata.json"
+    named = path.read_text() if path.exists() else ""
+    for files in directory.glob("files_*"):
+        if files.name not in named:
+            shutil.rmtree(files, ignore_errors=True)
 
 
 def _open(directory) -> tuple[dict, dict]:

@@ -16,6 +16,7 @@ from anchornet_jax import (
     models,
     networks,
     sequence,
+    steps,
     stopping,
     workdir,
 )
@@ -99,9 +100,9 @@ def exported(method, tmp_path_factory):
     return directory
 
 
-def predict(steps, decide, images):
+def predict(run, decide, images):
     """Run all images through all steps; return what Algorithm 1 needs."""
-    glance, localize, patch = steps
+    glance, localize, patch = run
     corners, valid, heatmap = localize(images)
     logits = [glance(images), *(patch(images, corners[:, k]) for k in range(2))]
     seen = np.ones((len(images), 1), bool)
@@ -304,8 +305,7 @@ def test_whole_or_not_at_all(method, exported, tmp_path, tiny, monkeypatch):  # 
     path = tmp_path / "export"
     shutil.copytree(exported, path)
     before = sorted(path.rglob("*"))
-    steps = ({"glance": b"traced"}, 10)
-    monkeypatch.setattr(export, "_serialise", lambda *_: steps)
+    monkeypatch.setattr(steps, "serialise", lambda *_: {"glance": b"traced"})
     with monkeypatch.context() as full:
 
         def fail(*_):

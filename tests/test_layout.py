@@ -29,6 +29,7 @@ LAYERS = [  # lower never imports higher
     {"datasets", "workdir"},
     {"data", "networks", "torch_import"},
     {"learning", "sequence"},
+    {"steps"},
     {"export"},
     {"train", "evaluate", "inference", "plots", "results"},
     {"pictures"},
