@@ -112,12 +112,12 @@ def pipeline(base, trainings) -> ml_collections.ConfigDict:
         are `anchornet`, `full_image`, and `glance` and `patches`, which start from
         `full_image`. Cosine schedule after a warm-up of 5 %.
     """
-    config = base.copy_and_resolve_references()
-    config.program = "pipeline"
-    config.stages.data = _stage(config, "prepare")
-    evaluation, export = _stage(config, "evaluate"), _stage(config, "export")
+    whole = base.copy_and_resolve_references()
+    whole.program = "pipeline"
+    whole.stages.data = _stage(whole, "prepare")
+    evaluation, export = _stage(whole, "evaluate"), _stage(whole, "export")
     for name, (model, view, batch_size, epochs, rate) in trainings.items():
-        stage = _stage(config, "train")
+        stage = _stage(whole, "train")
         stage.model, stage.view.name = model, view
         stage.batch_size, stage.epochs = batch_size, epochs
         stage.optimizer.learning_rate = rate
@@ -126,20 +126,20 @@ def pipeline(base, trainings) -> ml_collections.ConfigDict:
             stage.init_from = "full_image/network"
         if view == "patches":
             stage.localizer = "anchornet/network"
-        config.stages[name] = stage
+        whole.stages[name] = stage
         for user in (evaluation, export):
             user.networks[name] = f"{name}/network"
-    config.stages.evaluate, config.stages.export = evaluation, export
+    whole.stages.evaluate, whole.stages.export = evaluation, export
     export.evaluation = "evaluate"
-    config.order = ("data", *trainings, "evaluate", "export")
-    return config
+    whole.order = ("data", *trainings, "evaluate", "export")
+    return whole
 
 
-def _stage(config, program):
-    stage = config.copy_and_resolve_references()
+def _stage(whole, program):
+    stage = whole.copy_and_resolve_references()
     del stage.stages, stage.order
     stage.program = program
-    stage.data = config.data
+    stage.data = whole.data
     for key in ("seed", "train_split", "calibration_split", "test_split"):
-        stage[key] = config.get_ref(key)
+        stage[key] = whole.get_ref(key)
     return stage
