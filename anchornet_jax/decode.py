@@ -60,8 +60,8 @@ def random_part(encoded, seed):
 def or_black(function, encoded, size: int):
     """Return `function(encoded)` and True, or a black image and False if it fails.
 
-    TensorFlow can go on after a failure in a data set of its own only, which costs about
-    a fifth of the speed.
+    TensorFlow can go on after a failure in a data set of its own only, which costs
+    up to a third more processor time per image.
     """
     black = tf.zeros((size, size, 3), tf.uint8)
     return (

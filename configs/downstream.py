@@ -11,7 +11,7 @@ network (Eq. 5); both start from the full-image network in runs/NETWORK_full/net
 you have one: --config.init_from. `random` learns from random patches, an ablation.
 
 Data: imagenet2012 of TFDS. Expected on the validation images: full 76.93 % for
-DenseNet-201 (Table 2), 76.13 % for ResNet-50 (torchvision's, trained alike); resized
+DenseNet-201 (Table 2), 76.16 % for ResNet-50 (torchvision's, trained alike); resized
 70.38 % (DenseNet-201, Table 2) and 71.59 % (ResNet-50, Table 3, one input); the others
 have no number of their own, see configs/dynamic.py. The accuracy that is printed is that
 on `calibration_split`, 25,000 images kept out of the training. Time: not measured.

@@ -39,7 +39,8 @@ def keys(tree, prefix=""):
 
 def test_all_files_are_tested():
     files = {path.stem for path in (ROOT / "configs").glob("*.py")}
-    assert files - {"__init__", "common"} == {file for file, _ in CONFIGS}
+    # tests/test_convert.py tests the other one: it has no network of its own.
+    assert files - {"__init__", "common", "convert"} == {file for file, _ in CONFIGS}
 
 
 @pytest.mark.parametrize(("file", "argument"), CONFIGS)
@@ -62,7 +63,7 @@ def test_docstring_has_commands_that_work(file):
     for path, argument in commands:
         assert path == f"configs/{file}.py"
         load(file, argument)
-    for key in re.findall(r"--config\.([\w.]+)", text):
+    for key in re.findall(r"--config\.([\w.]*\w)", text):
         assert f".{key}" in keys(common.get_config())
     assert "Data: " in text
 
