@@ -164,7 +164,7 @@ def _load_torch(path: str) -> dict[str, np.ndarray]:
         raise ImportError(f"{path} is read with PyTorch: `pip install torch`") from None
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # bytes that are no pickle make torch raise anything
+    except Exception as error:  # noqa: BLE001, bytes that are no pickle raise anything
         found = re.search(r"GLOBAL (\S+)", str(error))
         problem = (
             f"holds a Python object ({found[1]}), which loading would run as code; save"
