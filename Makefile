@@ -21,5 +21,3 @@ lint: .venv/ready
 	.venv/bin/uv pip install --quiet --python .venv/bin/python -r requirements.txt
 	.venv/bin/uv pip install --quiet --python .venv/bin/python --no-deps -e .
 	touch $@
-
-requirements.txt: ;
