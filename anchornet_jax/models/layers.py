@@ -276,8 +276,8 @@ def conv_bn(
 def max_pool(x: jax.Array, side: int, stride: int, padding: int) -> jax.Array:
     """Take the maximum of every window of a map [B, H, W, C] that is never negative.
 
-    As the maximum of shifted slices: the gradient of XLA's own pooling takes six times
-    as long on CPU. Zero padding needs values that are not negative, such as ReLU's.
+    As the maximum of shifted slices: the gradient of XLA's own pooling takes longer on
+    CPU (benchmarks/training_step.py). Zero padding needs values that are not negative, such as ReLU's.
     """
     taps = _taps(x, side, stride, padding)
     return functools.reduce(jnp.maximum, (tap for _, _, tap in taps))
