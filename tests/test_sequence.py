@@ -115,7 +115,7 @@ def test_networks_of_other_classes(method):
     ("changes", "size", "message"),
     [
         ({}, 90, "90x90 pixels.*95x95"),
-        ({"inputs": 20}, 127, "`k` is 19; .* at most"),
+        ({"inputs": 27}, 127, "`k` is 26; .* at most"),
         ({"iou_threshold": 1.5}, 127, "`iou_threshold` is 1.5; allowed is 0 to 1"),
     ],
 )
