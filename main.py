@@ -1,6 +1,8 @@
 """Run a program on a config: `python main.py --config=FILE --workdir=DIRECTORY`.
 
-The logic is in modules that tests and notebooks import; here are flags alone.
+The logic is in modules that tests and notebooks import; here are flags alone. Exit
+status: 0 when finished, 1 for what cannot run, 143 when SIGTERM stopped a training,
+which the same command then continues.
 """
 
 import os
@@ -17,6 +19,14 @@ CONFIG = config_flags.DEFINE_config_file(
 WORKDIR = flags.DEFINE_string(
     "workdir", None, "Directory of the run; give it again to resume the run."
 )
+COORDINATOR = flags.DEFINE_string(
+    "coordinator",
+    "",
+    "With several hosts: host:port of process 0, or `auto`. Slurm, Open MPI and most "
+    "TPU pods are recognised without it.",
+)
+PROCESSES = flags.DEFINE_integer("num_processes", None, "How many, with host:port.")
+PROCESS = flags.DEFINE_integer("process_id", None, "This one's, from 0, with it.")
 flags.mark_flags_as_required(["config", "workdir"])
 
 
@@ -26,29 +36,34 @@ def _ours(record) -> bool:
 
 
 def main(argv):
-    """Hide accelerators from TensorFlow, then run the config's program."""
+    """Join the hosts, hide accelerators from TensorFlow, run the config's program."""
     if len(argv) > 1:
         raise app.UsageError(f"unexpected {argv[1:]}; values need a flag before them")
     # Imported late: `--help` and a mistyped key should not wait for TensorFlow.
     import jax
     import tensorflow as tf
 
-    from anchornet_jax.pipeline import PROGRAMS
+    from anchornet_jax import parallel, pipeline, preemption
 
     tf.config.set_visible_devices([], "GPU")
     tf.config.set_visible_devices([], "TPU")
     logging.get_absl_handler().addFilter(_ours)
-    logging.info("JAX %s on %s", jax.__version__, jax.local_devices())
-    program = CONFIG.value.program
-    if program not in PROGRAMS:
-        raise app.UsageError(
-            f"`config.program` is {program!r}; choose one of {sorted(PROGRAMS)}"
-        )
     try:
-        PROGRAMS[program](CONFIG.value, WORKDIR.value)
+        parallel.connect(COORDINATOR.value, PROCESSES.value, PROCESS.value)
+        logging.info(
+            "JAX %s on %s, process %d of %d",
+            jax.__version__,
+            jax.local_devices(),
+            jax.process_index(),
+            jax.process_count(),
+        )
+        pipeline.run(CONFIG.value, WORKDIR.value)
     except ValueError as error:
         logging.debug("", exc_info=True)
         raise app.UsageError(str(error)) from error
+    except preemption.Preempted as message:
+        logging.warning("%s", message)
+        return preemption.EXIT_STATUS
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ distribution over exits (Fig. 7). Thresholds are fitted on the calibration split
 scored on the test split, never on the images they were fitted to.
 """
 
+import jax
 import numpy as np
 from absl import logging
 from clu import periodic_actions
@@ -65,14 +66,11 @@ def evaluate(config, directory) -> dict:
     ):
         found = _run(config, source, split, method, random=name == "test")
         tables[name] = _table(found, macs)
-        tables[name].save(directory / f"{name}.npz")
     random = _table(found, macs, "random_")
-    random.save(directory / "random.npz")
 
     curve = _budgeted(tables, config.budgets, config.rule)
     full = _full_image(config, source, trained.get("full_image"))
     point = _operating_point(curve, full)
-    _save_examples(directory, found, tables["test"], point, method.patch_size)
     summary = {
         "data": config.data.name,
         "classes": source.classes,
@@ -83,7 +81,11 @@ def evaluate(config, directory) -> dict:
         "anytime": _anytime(tables["test"], random),
         "budgeted": curve,
     }
-    workdir.write_json(directory / "summary.json", summary)
+    if jax.process_index() == 0:
+        for name, table in {**tables, "random": random}.items():
+            table.save(directory / f"{name}.npz")
+        _save_examples(directory, found, tables["test"], point, method.patch_size)
+        workdir.write_json(directory / "summary.json", summary)
     return summary
 
 
@@ -97,7 +99,11 @@ def _run(config, source, split, method, *, random) -> dict[str, np.ndarray]:
 
 
 def _collect(source, split, batch_size, predict) -> dict[str, np.ndarray]:
-    """Apply `predict` to a split; return its results without the filling rows."""
+    """Apply `predict` to a split; return its results without the filling rows.
+
+    Every host gets all results, in the order of the split, of which each has read a
+    part; `image` holds the first images of its own part.
+    """
     results, images = [], []
     total = source.examples(split)
     report = periodic_actions.ReportProgress(num_train_steps=total, every_secs=10)
@@ -105,11 +111,16 @@ def _collect(source, split, batch_size, predict) -> dict[str, np.ndarray]:
         found = parallel.gather(predict({"image": batch["image"]}))
         rows = parallel.gather({k: v for k, v in batch.items() if k != "image"})
         if len(images) < EXAMPLES:
-            images.extend(parallel.gather(batch["image"])[: EXAMPLES - len(images)])
+            pixels = parallel.gather(batch["image"])[rows["mask"]]
+            images.extend(pixels[: EXAMPLES - len(images)])
         results.append({k: v[rows["mask"]] for k, v in (found | rows).items()})
         report(min(total, sum(len(r["label"]) for r in results)))
-    joined = {k: np.concatenate([r[k] for r in results]) for k in results[0]}
-    return joined | {"image": np.stack(images)[:total]}
+    results = parallel.exchange(_joined(results))
+    return _joined(results) | {"image": np.array(images)}
+
+
+def _joined(results):
+    return {k: np.concatenate([r[k] for r in results]) for k in results[0]}
 
 
 def _table(found, macs, prefix="") -> exits.ExitTable:

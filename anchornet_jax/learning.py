@@ -7,9 +7,10 @@ the network and the view it is given are arguments.
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
-from anchornet_jax import checkpoint, parallel
+from anchornet_jax import parallel
 
 SCHEDULES = ("cosine", "step")
 
@@ -87,24 +88,25 @@ def _see(view, model, variables, images, keys, frozen, **kwargs):
     return logits, valid, updates
 
 
-def make_train_step(model, view, optimizer, seed: int):
+def make_train_step(model, view, optimizer, seed: int, accumulate: int = 1):
     """Return the step to be mapped by `parallel.train_step`.
 
     Its metrics are sums over all devices: `loss` and `correct` of `count` inputs and
     `images` images. The gradient is that of the mean over inputs, so it does not depend
-    on the number of devices.
+    on the number of devices, nor on `accumulate`: so many micro-batches one after the
+    other, which divide a device's images. BatchNorm normalises each micro-batch by
+    itself and updates its statistics with each, as accumulation in PyTorch does.
     """
 
     def step(state, frozen, batch):
-        images, labels = batch["image"], batch["label"]
         key = jax.random.fold_in(jax.random.key(seed), state.step)
-        keys = parallel.image_keys(key, len(images))
+        keys = parallel.image_keys(key, len(batch["image"]))
 
-        def loss(params):
+        def loss(params, batch_stats, images, labels, keys):
             logits, valid, updates = _see(
                 view,
                 model,
-                {"params": params, "batch_stats": state.batch_stats},
+                {"params": params, "batch_stats": batch_stats},
                 images,
                 keys,
                 frozen,
@@ -114,22 +116,38 @@ def make_train_step(model, view, optimizer, seed: int):
             )
             wanted = jnp.broadcast_to(labels[:, None], valid.shape)
             losses = optax.softmax_cross_entropy_with_integer_labels(logits, wanted)
+            right = fuse(logits, valid).argmax(-1) == labels
             sums = {
                 "loss": (losses * valid).sum(),
-                "count": valid.sum().astype(jnp.float32),
-                "correct": (fuse(logits, valid).argmax(-1) == labels).sum(),
+                "count": valid.sum(dtype=jnp.float32),
+                "correct": right.sum(dtype=jnp.float32),
                 "images": jnp.float32(len(labels)),
             }
-            return sums["loss"], (sums, updates)
+            return sums["loss"], (sums, updates.get("batch_stats", {}))
 
-        grads, (sums, updates) = jax.grad(loss, has_aux=True)(state.params)
+        def add(totals, part):
+            *totals, batch_stats = totals
+            grads, (sums, batch_stats) = jax.grad(loss, has_aux=True)(
+                state.params, batch_stats, *part
+            )
+            return (*jax.tree.map(jnp.add, totals, [grads, sums]), batch_stats), None
+
+        parts = jax.tree.map(
+            lambda a: a.reshape(accumulate, -1, *a.shape[1:]),
+            (batch["image"], batch["label"], keys),
+        )
+        zeros = jax.tree.map(jnp.zeros_like, state.params)
+        sums = dict.fromkeys(("loss", "count", "correct", "images"), jnp.float32(0))
+        (grads, sums, batch_stats), _ = jax.lax.scan(
+            add, (zeros, sums, state.batch_stats), parts, unroll=accumulate == 1
+        )
         grads, sums = jax.lax.psum((grads, sums), parallel.AXIS)
         grads = jax.tree.map(lambda g: g / sums["count"], grads)
         changes, opt_state = optimizer.update(grads, state.opt_state, state.params)
         state = TrainState(
             step=state.step + 1,
             params=optax.apply_updates(state.params, changes),
-            batch_stats=updates.get("batch_stats", {}),
+            batch_stats=batch_stats,
             opt_state=opt_state,
         )
         return state, sums
@@ -158,7 +176,7 @@ def accuracy(predict, networks, batches) -> float:
     Args:
       predict: `make_predict_step`, mapped.
       networks: its first argument.
-      batches: every image counts once.
+      batches: this host's; every image counts once.
     """
     correct = count = 0
     for batch in batches:
@@ -167,20 +185,21 @@ def accuracy(predict, networks, batches) -> float:
         right = parallel.gather(result)["logits"].argmax(-1) == label
         correct += int((right & mask).sum())
         count += int(mask.sum())
-    return correct / count
+    correct, count = np.sum(parallel.exchange(np.array([correct, count])), axis=0)
+    return float(correct / count)
 
 
-def create_state(model, optimizer, image_size: int, seed: int, init_from: str):
-    """Return the first state: random, or the network exported at `init_from`."""
+def shapes(model, image_size: int) -> dict:
+    """Return a network's variables as `jax.ShapeDtypeStruct`s: nothing is computed."""
     images = jax.ShapeDtypeStruct((1, image_size, image_size, 3), jnp.float32)
-    template = jax.eval_shape(model.init, jax.random.key(0), images)
-    if init_from:
-        variables, _ = checkpoint.load_variables(init_from)
-        variables = checkpoint.match(variables, template)
-    else:
-        variables = jax.jit(model.init)(
-            jax.random.key(seed), jnp.zeros(images.shape, images.dtype)
-        )
+    return jax.eval_shape(model.init, jax.random.key(0), images)
+
+
+def create_state(model, optimizer, image_size: int, seed: int, variables=None):
+    """Return the first state: random, or of `variables` with the model's `shapes`."""
+    if variables is None:
+        images = jnp.zeros((1, image_size, image_size, 3))
+        variables = jax.jit(model.init)(jax.random.key(seed), images)
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=variables["params"],

@@ -9,9 +9,21 @@ import pathlib
 import shutil
 import time
 
+import jax
 from absl import logging
 
-from anchornet_jax import data, evaluate, report, train, workdir
+from anchornet_jax import (
+    data,
+    evaluate,
+    export,
+    flops,
+    models,
+    networks,
+    report,
+    torch_import,
+    train,
+    workdir,
+)
 
 
 def prepare(config, directory) -> dict:
@@ -22,7 +34,67 @@ def prepare(config, directory) -> dict:
     return {split: info.num_examples for split, info in splits.items()}
 
 
-STAGES = {"prepare": prepare, "train": train.train, "evaluate": evaluate.evaluate}
+def convert(config, directory) -> dict:
+    """Turn a file of PyTorch weights into `directory`/network, for `networks.load`.
+
+    The classes have no names: such a file has none.
+
+    Returns:
+      `network`, its directory, `num_classes` and `parameters`.
+
+    Raises:
+      ValueError: for a file that cannot be read or is of another network, before
+        anything is written.
+    """
+    try:
+        classes = config.num_classes or _classes(torch_import.read(config.source))
+        description = {
+            "name": config.model,
+            "num_classes": classes,
+            "dtype": config.dtype,
+        }
+        variables = torch_import.import_weights(
+            config.source,
+            models.create(**description),
+            fresh_classifier=config.fresh_classifier,
+            seed=config.seed,
+        )
+    except ImportError as error:
+        raise ValueError(f"`config.source`: {error}") from error
+    directory = workdir.claim(directory, config.to_dict())
+    target = directory / train.NETWORK
+    networks.save(target, description, variables, config=config.to_dict())
+    result = {
+        "network": str(target),
+        "num_classes": classes,
+        "parameters": flops.parameters(variables),
+    }
+    logging.info("wrote %s: %s", target, result)
+    return result
+
+
+def _classes(state) -> int:
+    """Count the classes: the outputs of the last linear layer of a state dict."""
+    outputs = [
+        len(array)
+        for name, array in state.items()
+        if name.endswith("weight") and array.ndim == 2
+    ]
+    if not outputs:
+        raise ValueError(
+            "`config.source` has no linear layer to tell the number of classes; "
+            "give `config.num_classes`"
+        )
+    return outputs[-1]
+
+
+STAGES = {
+    "prepare": prepare,
+    "convert": convert,
+    "train": train.train,
+    "evaluate": evaluate.evaluate,
+    "export": export.export,
+}
 
 
 def pipeline(config, directory) -> dict:
@@ -50,19 +122,23 @@ def pipeline(config, directory) -> dict:
                 f"choose one of {sorted(STAGES)}"
             )
     directory = workdir.claim(directory, config.to_dict())
-    summary, seconds = {}, {}
+    evaluated, summary, seconds, made = "", {}, {}, []
     for number, name in enumerate(config.order, 1):
         logging.info("stage %d of %d: %s", number, len(config.order), name)
         stage = config.stages[name]
         result = run_stage(_resolved(stage, directory), directory / name)
         seconds[name] = result["seconds"]
         if stage.program == "evaluate":
-            summary = result
-            shutil.copy(directory / name / "examples.npz", directory)
+            evaluated, summary = name, result
+        if stage.program == "export":
+            made.append(directory / name)
     summary = {**summary, "seconds": seconds}
-    workdir.write_json(directory / "summary.json", summary)
-    page = report.write(directory)
-    logging.info("wrote %s and %s", directory / "summary.json", page)
+    if jax.process_index() == 0:
+        if evaluated:
+            shutil.copy(directory / evaluated / "examples.npz", directory)
+        workdir.write_json(directory / "summary.json", summary)
+        made = [directory / "summary.json", report.write(directory), *made]
+        logging.info("wrote %s", ", ".join(str(path) for path in made))
     return summary
 
 
@@ -87,7 +163,10 @@ def run_stage(config, directory) -> dict:
 def _resolved(config, directory: pathlib.Path):
     """Return a copy whose paths are inside the pipeline's directory."""
     config = config.copy_and_resolve_references()
-    for part, keys in ((config, ("init_from", "localizer")), (config.networks, None)):
+    for part, keys in (
+        (config, ("init_from", "localizer", "evaluation", "source")),
+        (config.networks, None),
+    ):
         for key in keys or part.keys():
             if part[key]:
                 part[key] = str(directory / part[key])
@@ -95,3 +174,18 @@ def _resolved(config, directory: pathlib.Path):
 
 
 PROGRAMS = {**{name: run_stage for name in STAGES}, "pipeline": pipeline}
+
+
+def run(config, directory) -> dict:
+    """Run `config.program`, the same on all hosts.
+
+    Raises:
+      ValueError: for an unknown program, a config that cannot run, or hosts that were
+        started with different ones.
+    """
+    workdir.agree(directory, config.to_dict())
+    if config.program not in PROGRAMS:
+        raise ValueError(
+            f"`config.program` is {config.program!r}; choose one of {sorted(PROGRAMS)}"
+        )
+    return PROGRAMS[config.program](config, directory)

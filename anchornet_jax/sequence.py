@@ -40,6 +40,14 @@ class Sequence(NamedTuple):
         """Return the side of glance and patches in pixels, P."""
         return self.anchornet.model.field.size
 
+    @property
+    def classes(self) -> list[str]:
+        """Return the names of the classes, numbers where no network knows them."""
+        for network in (self.anchornet, self.glance, self.patches):
+            if "classes" in network.metadata:
+                return network.metadata["classes"]
+        return [str(n) for n in range(self.anchornet.model.num_classes)]
+
     def variables(self) -> dict:
         """Return the variables of all networks, as the steps below take them."""
         names = ("anchornet", "glance", "patches")
@@ -67,13 +75,19 @@ def check(sequence: Sequence) -> Sequence:
         to fuse.
     """
     classes = {
-        name: getattr(sequence, name).metadata["classes"]
+        name: getattr(sequence, name).metadata.get("classes", sequence.classes)
         for name in ("anchornet", "glance", "patches")
     }
-    if any(names != classes["anchornet"] for names in classes.values()):
+    counts = {name: getattr(sequence, name).model.num_classes for name in classes}
+    if any(names != sequence.classes for names in classes.values()) or any(
+        count != len(sequence.classes) for count in counts.values()
+    ):
         raise ValueError(
             "the networks were trained for different classes: "
-            + ", ".join(f"{name}: {len(names)}" for name, names in classes.items())
+            + ", ".join(
+                f"{name}: {counts[name]}, named {names[:3]} …"
+                for name, names in classes.items()
+            )
         )
     if sequence.inputs < 2:
         raise ValueError(

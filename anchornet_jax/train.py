@@ -3,7 +3,7 @@
 The stages differ in the network and in the view it is given (`views`), in nothing else:
 Stage I (Eq. 3), the full-image network, the glance network (Eq. 4) and the patch network
 (Eq. 5). A run that is stopped at any moment and started again goes on from its last
-checkpoint and ends with the same parameters.
+checkpoint and ends with the same parameters; SIGTERM makes it write one first.
 """
 
 import contextlib
@@ -26,10 +26,12 @@ from anchornet_jax import (
     models,
     networks,
     parallel,
+    preemption,
     views,
     workdir,
 )
 
+DTYPES = ("float32", "bfloat16")
 NETWORK = "network"  # the trained network in the run's directory
 
 
@@ -55,6 +57,14 @@ def plan(config) -> Run:
       ValueError: for what cannot run, before anything is compiled or written.
     """
     parallel.local_batch(config.batch_size)
+    images = config.batch_size // jax.device_count()
+    if config.accumulate < 1 or images % config.accumulate:
+        raise ValueError(
+            f"`config.accumulate` is {config.accumulate}; it must divide the {images} "
+            "images of a batch that each device has"
+        )
+    if config.dtype not in DTYPES:
+        raise ValueError(f"`config.dtype` is {config.dtype!r}; choose one of {DTYPES}")
     source = data.prepare(**config.data)
     per_epoch = data.steps_per_epoch(source, config.train_split, config.batch_size)
     source.examples(config.calibration_split)
@@ -105,10 +115,16 @@ def train(config, directory) -> dict:
     Raises:
       ValueError: for a config that cannot run, before anything is compiled or written.
       FloatingPointError: if the loss is not finite; it names the step.
+      preemption.Preempted: after SIGTERM, once the state is saved.
     """
     run = plan(config)
+    variables = None
+    if config.init_from:
+        variables, _ = checkpoint.load_variables(config.init_from)
+        wanted = learning.shapes(run.model, run.input_size)
+        variables = checkpoint.match(variables, wanted)
     state = learning.create_state(
-        run.model, run.optimizer, run.input_size, config.seed, config.init_from
+        run.model, run.optimizer, run.input_size, config.seed, variables
     )
     directory = workdir.claim(directory, config.to_dict())
     result = {
@@ -127,10 +143,13 @@ def train(config, directory) -> dict:
     with (
         checkpoint.Checkpoints(directory / "checkpoints") as checkpoints,
         contextlib.closing(
-            metric_writers.create_default_writer(str(directory))
+            metric_writers.create_default_writer(
+                str(directory), just_logging=jax.process_index() > 0
+            )
         ) as writer,
+        preemption.watch() as asked_to_stop,
     ):
-        state, scores = _loop(run, config, state, checkpoints, writer)
+        state, scores = _loop(run, config, state, checkpoints, writer, asked_to_stop)
         step, best = checkpoints.restore_best(state)
     result["accuracy"] = scores.get(step) or _evaluate(run, config, best)
     networks.save(
@@ -145,10 +164,12 @@ def train(config, directory) -> dict:
     return result
 
 
-def _loop(run, config, state, checkpoints, writer):
+def _loop(run, config, state, checkpoints, writer, asked_to_stop):
     """Train to the last step; return the last state, on the host, and {step: score}."""
     step_fn = parallel.train_step(
-        learning.make_train_step(run.model, run.view, run.optimizer, config.seed)
+        learning.make_train_step(
+            run.model, run.view, run.optimizer, config.seed, config.accumulate
+        )
     )
     start, state = checkpoints.restore(state) or (0, state)
     if start:
@@ -172,14 +193,23 @@ def _loop(run, config, state, checkpoints, writer):
         if len(pending) > 2:  # or steps, and their batches, would queue up unseen
             jax.block_until_ready(pending[-3])
         report(step)
+        stop = asked_to_stop(step)
         save = step % run.save_every == 0 or step == run.steps
-        if save or step % config.log_every_steps == 0:
+        if save or stop or step % config.log_every_steps == 0:
             _log(writer, step, jax.device_get(pending))
             pending = []
         if save:
             scores[step] = _evaluate(run, config, state)
             writer.write_scalars(step, {"calibration_accuracy": scores[step]})
             checkpoints.save(step, state, metric=scores[step])
+        if stop:
+            if not save:  # no score: such a state is never the best
+                checkpoints.save(step, state)
+            checkpoints.wait()
+            raise preemption.Preempted(
+                f"stopped by SIGTERM; saved step {step} of {run.steps}, the same "
+                "command goes on from there"
+            )
     return jax.device_get(state), scores
 
 
@@ -205,7 +235,9 @@ def _evaluate(run, config, state) -> float:
     """Return the accuracy of a state on the calibration split."""
     networks = parallel.replicate((_variables(state), run.frozen))
     batches = data.evaluation(
-        run.source, config.calibration_split, batch_size=config.batch_size
+        run.source,
+        config.calibration_split,
+        batch_size=config.batch_size // config.accumulate,  # what fits a device
     )
     return learning.accuracy(run.predict, networks, batches)
 

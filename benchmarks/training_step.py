@@ -16,9 +16,10 @@ import time
 
 import jax
 import jax.numpy as jnp
+import optax
 from flax import linen as nn
 
-from anchornet_jax import models, parallel
+from anchornet_jax import learning, models, parallel, views
 from anchornet_jax.models import layers
 from anchornet_jax.models.anchornet import EXTRACTOR, AnchorNet
 
@@ -40,13 +41,9 @@ def times_ms(functions: dict, repeats: int) -> dict[str, float]:
 
 def network(batch: int, size: int) -> dict:
     """Return the forward pass, the gradient and the whole step of AnchorNet."""
-    import optax
-
-    from anchornet_jax import learning, views
-
     model = AnchorNet(1000, axis_name=parallel.AXIS)
     optimizer = optax.sgd(0.1, 0.9)
-    state = learning.create_state(model, optimizer, size, 0, "")
+    state = learning.create_state(model, optimizer, size, 0)
     view = views.make("full", model)
     step = jax.jit(
         jax.vmap(

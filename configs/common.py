@@ -11,17 +11,19 @@ def get_config() -> ml_collections.ConfigDict:
     """Return the defaults: AnchorNet on ImageNet, 2022, Sec. 4.1."""
     config = ml_collections.ConfigDict()
 
-    config.program = "train"  # train | evaluate | pipeline, see main.py
+    config.program = "train"  # a key of pipeline.PROGRAMS
     config.seed = 0  # decides initial parameters, order and augmentation
 
     # The data, arguments of data.prepare.
     config.data = ml_collections.ConfigDict()
-    config.data.name = "imagenet2012"  # any TFDS name
+    config.data.name = "imagenet2012"  # any TFDS name, or folder:DIRECTORY
     config.data.data_dir = ""  # of TFDS; its default where empty
+    config.data.manual_dir = ""  # archives to make it from, once; see data.prepare
     config.data.image_size = 224  # px
     config.data.augment = "random_resized_crop"  # | none
     config.data.flip = True  # mirror half of the training images
     config.data.resize = 256  # px, short side before the centre crop; 0: crop only
+    config.data.bad_images = "error"  # | skip, what cannot be decoded
     config.train_split = "train[25000:]"  # TFDS splits, slices included
     config.calibration_split = "train[:25000]"  # chooses checkpoints and thresholds
     config.test_split = "validation"  # seen by the final evaluation alone
@@ -38,6 +40,7 @@ def get_config() -> ml_collections.ConfigDict:
 
     # Training; batch_size counts images on all devices together.
     config.batch_size = 256  # a multiple of the devices
+    config.accumulate = 1  # parts a device takes its images in, to fit small memory
     config.epochs = 100.0  # passes over train_split; fractions are allowed
     config.optimizer = ml_collections.ConfigDict()  # arguments of create_optimizer
     config.optimizer.learning_rate = 0.1  # the highest
@@ -61,7 +64,82 @@ def get_config() -> ml_collections.ConfigDict:
     config.rule = "thresholds"  # who leaves when: geometric | thresholds | value
     config.budgets = 20  # points of the budgeted curve
 
+    # The export: of `networks`, with the rules that an evaluation of them fitted.
+    config.evaluation = ""  # its directory; may stay empty
+
+    # A conversion of PyTorch weights to the network `model`.
+    config.source = ""  # the file: .pth, .pth.tar, .safetensors
+    config.num_classes = 0  # 0: as many as the file's classifier has
+    config.fresh_classifier = False  # start a new one where the number differs
+
     # A pipeline: name -> config of each stage, and the names as they run.
     config.stages = ml_collections.ConfigDict()
     config.order = ()  # each stage once
     return config
+
+
+def choose(argument: str, **allowed) -> list[str]:
+    """Split what follows the colon in `--config=FILE:choice,choice`.
+
+    Args:
+      argument: one choice of each kind, with commas between.
+      **allowed: kind -> what can be chosen.
+
+    Raises:
+      ValueError: for an unknown choice, or not one of each kind.
+    """
+    chosen = argument.split(",")
+    if len(chosen) != len(allowed) or any(
+        choice not in known for choice, known in zip(chosen, allowed.values())
+    ):
+        known = "; ".join(f"{kind}: {', '.join(c)}" for kind, c in allowed.items())
+        raise ValueError(
+            f"`argument` is {argument!r}; give {','.join(allowed).upper()} after the "
+            f"file and a colon, with {known}"
+        )
+    return chosen
+
+
+def pipeline(base, trainings) -> ml_collections.ConfigDict:
+    """Return a pipeline: the data, all trainings, the evaluation, the export.
+
+    The stages share the pipeline's data, splits and seed: changed there, also on the
+    command line, they change in all stages.
+
+    Args:
+      base: what is the same in all stages.
+      trainings: stage -> (network, view, batch size, epochs, learning rate); the stages
+        are `anchornet`, `full_image`, and `glance` and `patches`, which start from
+        `full_image`. Cosine schedule after a warm-up of 5 %.
+    """
+    whole = base.copy_and_resolve_references()
+    whole.program = "pipeline"
+    whole.stages.data = _stage(whole, "prepare")
+    evaluation, export = _stage(whole, "evaluate"), _stage(whole, "export")
+    for name, (model, view, batch_size, epochs, rate) in trainings.items():
+        stage = _stage(whole, "train")
+        stage.model, stage.view.name = model, view
+        stage.batch_size, stage.epochs = batch_size, epochs
+        stage.optimizer.learning_rate = rate
+        stage.optimizer.schedule, stage.optimizer.warmup = "cosine", 0.05
+        if name in ("glance", "patches"):
+            stage.init_from = "full_image/network"
+        if view == "patches":
+            stage.localizer = "anchornet/network"
+        whole.stages[name] = stage
+        for user in (evaluation, export):
+            user.networks[name] = f"{name}/network"
+    whole.stages.evaluate, whole.stages.export = evaluation, export
+    export.evaluation = "evaluate"
+    whole.order = ("data", *trainings, "evaluate", "export")
+    return whole
+
+
+def _stage(whole, program):
+    stage = whole.copy_and_resolve_references()
+    del stage.stages, stage.order
+    stage.program = program
+    stage.data = whole.data
+    for key in ("seed", "train_split", "calibration_split", "test_split"):
+        stage[key] = whole.get_ref(key)
+    return stage

@@ -3,7 +3,7 @@
     python main.py --config=configs/demo.py --workdir=runs/demo
 
 Data: `plates`, a digit on one of three plates on a large canvas, generated on the first
-run. Ends with summary.json, report.html and figures in the run's directory.
+run. Ends with summary.json, report.html, figures and export/ in the run's directory.
 """
 
 from configs import common
@@ -17,31 +17,8 @@ TRAIN = {  # stage: (network, view, batch size, epochs, learning rate)
 
 
 def get_config():
-    """Return a pipeline of four trainings and the evaluation."""
+    """Return a pipeline of four trainings, the evaluation and the export."""
     config = common.get_config()
-    config.program = "pipeline"
-    _data(config)
-    config.stages.data = _stage(config, "prepare")
-    for name, (model, view, batch_size, epochs, rate) in TRAIN.items():
-        stage = _stage(config, "train")
-        stage.model, stage.view.name = model, view
-        stage.batch_size, stage.epochs = batch_size, epochs
-        stage.optimizer.learning_rate = rate
-        stage.optimizer.schedule, stage.optimizer.warmup = "cosine", 0.05
-        if name in ("glance", "patches"):
-            stage.init_from = "full_image/network"
-        if view == "patches":
-            stage.localizer = "anchornet/network"
-        config.stages[name] = stage
-    stage = _stage(config, "evaluate")
-    for name in TRAIN:
-        stage.networks[name] = f"{name}/network"
-    config.stages.evaluate = stage
-    config.order = ("data", *TRAIN, "evaluate")
-    return config
-
-
-def _data(config):
     config.data.name = "plates"
     config.data.augment, config.data.flip, config.data.resize = "none", False, 0
     config.train_split = "train"
@@ -49,11 +26,4 @@ def _data(config):
     config.test_split = "test"
     config.batch_size = 64
     config.log_every_steps = 50
-
-
-def _stage(config, program):
-    stage = common.get_config()
-    del stage.stages, stage.order
-    _data(stage)
-    stage.program = program
-    return stage
+    return common.pipeline(config, TRAIN)

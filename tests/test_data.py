@@ -1,3 +1,4 @@
+import io
 import itertools
 
 import jax
@@ -5,8 +6,10 @@ import numpy as np
 import pytest
 import tensorflow as tf
 import tensorflow_datasets as tfds
+from absl import logging
+from PIL import Image
 
-from anchornet_jax import data
+from anchornet_jax import data, decode
 
 AS_IS = {"augment": "none", "flip": False, "resize": 0}
 
@@ -29,13 +32,15 @@ def test_evaluation_counts_every_image_once(source, batch_size):
     for batch in batches:
         assert batch["image"].shape == (devices, batch_size // devices, 224, 224, 3)
     mask = flat(batches, "mask")
-    truth = list(tfds.as_numpy(source.builder.as_dataset("test")))
+    decoders = {"image": tfds.decode.SkipDecoding()}
+    truth = list(tfds.as_numpy(source.builder.as_dataset("test", decoders=decoders)))
     assert mask.sum() == len(truth) == 32
     np.testing.assert_array_equal(
         flat(batches, "label")[mask], [e["label"] for e in truth]
     )
     np.testing.assert_array_equal(
-        flat(batches, "image")[mask], [e["image"] for e in truth]
+        flat(batches, "image")[mask],
+        [np.asarray(Image.open(io.BytesIO(e["image"]))) for e in truth],
     )
     np.testing.assert_allclose(
         flat(batches, "box")[mask], [e["bbox"] * 224 for e in truth], rtol=1e-6
@@ -72,13 +77,12 @@ def test_augmentation_is_random_and_repeatable(data_dir):
     assert evaluated["image"].shape[2:] == (96, 96, 3)
 
 
-def test_centre_moves_the_box_along(data_dir):
+def test_centre_moves_the_box_along():
     """A white square stays under its box through resize and crop."""
-    source = data.prepare("plates/small", data_dir=data_dir, image_size=64, resize=100)
     image = np.zeros((200, 300, 3), np.uint8)
     image[80:120, 130:190] = 255
     box = np.array([80 / 200, 130 / 300, 120 / 200, 190 / 300], np.float32)
-    pixels, (y0, x0, y1, x1) = data._centre(source, tf.constant(image), box)
+    pixels, (y0, x0, y1, x1) = decode.centre(tf.constant(image), 64, 100, box)
     rows, columns = np.nonzero(pixels.numpy()[..., 0] > 127)
     assert abs(rows.min() - y0) <= 1 and abs(rows.max() + 1 - y1) <= 1
     assert abs(columns.min() - x0) <= 1 and abs(columns.max() + 1 - x1) <= 1
@@ -90,6 +94,8 @@ def test_centre_moves_the_box_along(data_dir):
         ({"name": "plate"}, "`name` is 'plate', which TFDS does not know"),
         ({"name": "plates/tiny"}, "`name` is 'plates/tiny'"),
         ({"augment": "mixup"}, "`augment` is 'mixup'; choose one of"),
+        ({"bad_images": "drop"}, "`bad_images` is 'drop'; choose one of"),
+        ({"name": "folder:/nowhere"}, "`name` is 'folder:/nowhere'"),
         ({"resize": 100}, "`resize` is 100; it must be 0 or at least .* 224"),
     ],
 )
@@ -118,4 +124,205 @@ def test_images_smaller_than_asked_for(data_dir):
 def test_labels_outside_the_classes(source):
     batches = tf.data.Dataset.from_tensors({"label": np.array([3, 10])})
     with pytest.raises(ValueError, match="`label` holds 10; plates has .* 0 to 9"):
-        next(data._checked(source, batches))
+        next(data._checked(source, batches, set()))
+
+
+def picture(mode="RGB", size=(120, 90), seed=0):
+    """Draw smooth colours, of PIL's mode and size (width, height)."""
+    shape = (9, 12, 4) if mode == "CMYK" else (9, 12, 3)
+    colours = np.random.default_rng(seed).integers(256, size=shape, dtype=np.uint8)
+    image = Image.fromarray(colours).resize(size, Image.Resampling.BICUBIC)
+    if mode == "CMYK":
+        return Image.frombytes(mode, size, image.tobytes())
+    return image.convert(mode)
+
+
+def encoded(image, file_format, **options):
+    """Return an image file's bytes."""
+    file = io.BytesIO()
+    image.save(file, file_format, **options)
+    return file.getvalue()
+
+
+def rotated_by_exif():
+    """Return a JPEG whose viewer should turn it by 90 degrees."""
+    exif = Image.Exif()
+    exif[0x0112] = 6  # orientation
+    return encoded(picture(), "JPEG", exif=exif)
+
+
+FILES = {
+    "jpeg": encoded(picture(), "JPEG"),
+    "grey jpeg": encoded(picture("L"), "JPEG"),
+    "cmyk jpeg": encoded(picture("CMYK"), "JPEG"),
+    "exif jpeg": rotated_by_exif(),
+    "progressive jpeg": encoded(picture(), "JPEG", progressive=True),
+    "png": encoded(picture(), "PNG"),
+    "transparent png": encoded(picture("RGBA"), "PNG"),
+    "grey png": encoded(picture("L"), "PNG"),
+    "one pixel": encoded(picture(size=(1, 1)), "JPEG"),
+}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_whole_images_are_those_of_pil(name):
+    """An EXIF orientation is not applied, as in PIL's `open` and so torchvision."""
+    wanted = Image.open(io.BytesIO(FILES[name])).convert("RGB")
+    pixels = decode.whole(FILES[name]).numpy()
+    # CMYK to RGB is rounded once here, twice there.
+    np.testing.assert_allclose(
+        pixels.astype(int), np.asarray(wanted, int), atol="cmyk" in name
+    )
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_random_part_is_a_part_of_the_whole(name, monkeypatch):
+    pixels = decode.whole(FILES[name]).numpy().astype(int)
+    for seed in range(4):
+        part = decode.random_part(FILES[name], (seed, 7)).numpy().astype(int)
+        again = decode.random_part(FILES[name], (seed, 7)).numpy()
+        np.testing.assert_array_equal(part, again)
+        h, w, _ = part.shape
+        differences = [
+            np.abs(pixels[y : y + h, x : x + w] - part).mean()
+            for y in range(pixels.shape[0] - h + 1)
+            for x in range(pixels.shape[1] - w + 1)
+        ]
+        # Colour at the edges of a part lacks its neighbours: a few columns differ.
+        assert min(differences) < 0.5
+
+
+def test_of_a_jpeg_only_the_part_is_decoded(monkeypatch):
+    monkeypatch.setattr(decode, "whole", None)
+    assert decode.random_part(FILES["jpeg"], (0, 0)).shape[-1] == 3
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Return a user's folder: three classes, sizes and formats mixed."""
+    root = tmp_path_factory.mktemp("folder")
+    for split, images in (("train", 14), ("val", 3)):
+        for label, name in enumerate(("ant", "bee", "wasp")):
+            (root / split / name).mkdir(parents=True)
+            for i in range(images):
+                image = picture(size=(100 + 7 * i, 90), seed=100 * label + i)
+                file = root / split / name / f"{i}.{'png' if i % 5 == 0 else 'JPG'}"
+                image.save(file, "PNG" if i % 5 == 0 else "JPEG")
+            (root / split / name / "notes.txt").write_text("no image")
+    return root
+
+
+SMALL = {"image_size": 32, "resize": 40}
+
+
+def test_folder_of_class_folders(folder):
+    source = data.prepare(f"folder:{folder}", **SMALL)
+    assert source.classes == ["ant", "bee", "wasp"]
+    assert source.examples("train") == 42
+    assert source.examples("train[10:]+val") == 32 + 9
+    batches = list(data.evaluation(source, "val", batch_size=4))
+    mask = flat(batches, "mask")
+    assert sorted(flat(batches, "label")[mask]) == [0, 0, 0, 1, 1, 1, 2, 2, 2]
+    whole, first, rest = (
+        flat(data.evaluation(source, split, batch_size=4), "image")[
+            : source.examples(split)
+        ]
+        for split in ("train[:10]+val", "train[:10]", "val")
+    )
+    np.testing.assert_array_equal(whole, np.concatenate([first, rest]))
+
+
+def test_folder_continues_where_it_stopped(folder):
+    source = data.prepare(f"folder:{folder}", **SMALL)
+    whole = data.training(source, "train", batch_size=8, seed=3)
+    rest = data.training(source, "train", batch_size=8, seed=3, first_step=6)
+    for one, other in zip(itertools.islice(whole, 6, 9), itertools.islice(rest, 3)):
+        np.testing.assert_array_equal(one["image"], other["image"])
+        np.testing.assert_array_equal(one["label"], other["label"])
+
+
+def test_folder_without_images(tmp_path):
+    (tmp_path / "ant").mkdir()
+    (tmp_path / "ant" / "0.jpg").write_bytes(FILES["jpeg"])
+    with pytest.raises(ValueError, match="holds no SPLIT/CLASS/IMAGE"):
+        data.prepare(f"folder:{tmp_path}")
+
+
+@pytest.fixture
+def damaged(folder, tmp_path):
+    """Return a copy of the folder with five bad files; two of them in `val`."""
+    bad = {
+        "train/ant/1.JPG": FILES["jpeg"][:200],  # cut off before any pixel
+        "train/bee/0.png": FILES["png"][:200],
+        "train/wasp/new.jpg": b"<html>not found</html>",
+        "val/ant/0.png": b"",
+        "val/bee/1.JPG": FILES["jpeg"][: len(FILES["jpeg"]) // 2],
+    }
+    for path in folder.glob("*/*/*"):
+        name = str(path.relative_to(folder))
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(path.read_bytes())
+    for name, content in bad.items():
+        (tmp_path / name).write_bytes(content)
+    return tmp_path
+
+
+def test_bad_images_are_an_error(damaged):
+    source = data.prepare(f"folder:{damaged}", **SMALL)
+    for batches in (
+        data.evaluation(source, "val", batch_size=4),
+        data.training(source, "train", batch_size=8, seed=0),
+    ):
+        with pytest.raises(ValueError, match="config.data.bad_images=skip"):
+            list(itertools.islice(batches, 6))
+
+
+def test_no_image_can_be_decoded(tmp_path):
+    (tmp_path / "val" / "ant").mkdir(parents=True)
+    (tmp_path / "val" / "ant" / "0.jpg").write_bytes(b"")
+    source = data.prepare(f"folder:{tmp_path}", bad_images="skip", **SMALL)
+    with pytest.raises(ValueError, match="none of the images of 'val'"):
+        list(data.evaluation(source, "val", batch_size=4))
+    with pytest.raises(ValueError, match="`batch_size` is 4; 'val' has 1 images"):
+        next(data.training(source, "val", batch_size=4, seed=0))
+
+
+def warnings(monkeypatch):
+    """Return the list that warnings of the log will be in."""
+    messages = []
+    monkeypatch.setattr(logging, "warning", lambda text, *a: messages.append(text % a))
+    return messages
+
+
+def test_bad_images_are_skipped_by_evaluation(damaged, monkeypatch):
+    messages = warnings(monkeypatch)
+    source = data.prepare(f"folder:{damaged}", bad_images="skip", **SMALL)
+    batches = list(data.evaluation(source, "val", batch_size=4))
+    assert len(batches) == 3  # 9 files in batches of 4, as if all were good
+    mask = flat(batches, "mask")
+    assert sorted(flat(batches, "label")[mask]) == [0, 0, 1, 1, 2, 2, 2]
+    assert not flat(batches, "image")[~mask].any()
+    assert any("ant/0.png, which cannot be decoded" in text for text in messages)
+    assert messages[-1].startswith("val: 2 of 9 images cannot be decoded")
+
+
+def test_bad_images_are_skipped_by_training(damaged, monkeypatch):
+    """The order stays exact: a batch is a function of its seed and step alone."""
+    messages = warnings(monkeypatch)
+    source = data.prepare(f"folder:{damaged}", bad_images="skip", **SMALL)
+    batches = list(
+        itertools.islice(data.training(source, "train", batch_size=8, seed=0), 10)
+    )
+    assert set(batches[0]) == {"image", "label"}
+    assert flat(batches, "image").any((1, 2, 3)).all()  # none is black
+    assert sum("cannot be decoded" in text for text in messages) == 3
+    rest = data.training(source, "train", batch_size=8, seed=0, first_step=7)
+    for one, other in zip(batches[7:], itertools.islice(rest, 3)):
+        np.testing.assert_array_equal(one["image"], other["image"])
+
+
+def test_a_bad_image_is_replaced_by_the_next_good_one():
+    batch = {"good": np.array([0, 1, 0, 0, 1, 0], bool), "label": np.arange(6)}
+    assert data._replaced(batch)["label"].tolist() == [1, 1, 4, 4, 4, 1]
+    with pytest.raises(ValueError, match="none of the 3 images of a batch"):
+        data._replaced({"good": np.zeros(3, bool), "label": np.arange(3)})

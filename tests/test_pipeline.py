@@ -12,7 +12,7 @@ import jax
 import numpy as np
 import pytest
 
-from anchornet_jax import checkpoint, networks, pipeline, train
+from anchornet_jax import checkpoint, export, networks, pipeline, train
 from configs import common, demo
 from tests import tiny as tiny_network
 from tests.tiny import tiny  # noqa: F401
@@ -54,6 +54,9 @@ def test_demo_end_to_end(data_dir, tmp_path, tiny):  # noqa: F811
     assert set(summary["seconds"]) == set(config.stages)
     names = set(os.listdir(tmp_path))
     assert {"report.html", "accuracy_cost.png", "examples.png"} <= names
+    found = export.load(tmp_path / "export")
+    assert [*found.rules] == [row["budget_macs"] for row in summary["budgeted"]]
+    assert found.method.inputs == 3 and len(found.classes) == 10  # digits
 
     files = {p: p.stat().st_mtime_ns for p in tmp_path.glob("*/*.json")}
     assert pipeline.pipeline(config, tmp_path) == summary  # all skipped
@@ -130,6 +133,8 @@ def test_loss_that_is_no_number(data_dir, tmp_path, tiny):  # noqa: F811
     ("key", "value", "message"),
     [
         ("batch_size", 6, "`batch_size` is 6; it must be a positive multiple of the 4"),
+        ("accumulate", 3, "`config.accumulate` is 3; it must divide the 4 images"),
+        ("dtype", "bf16", "`config.dtype` is 'bf16'; choose one of"),
         ("model", "resnet5", "`name` is 'resnet5'; choose one of"),
         ("train_split", "training", "`split` is 'training'; plates has"),
         ("data.name", "plate", "`name` is 'plate', which TFDS does not know"),

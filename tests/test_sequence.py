@@ -107,7 +107,23 @@ def test_bad_sequence(method, changes, message):
 
 def test_networks_of_other_classes(method):
     other = method.glance._replace(metadata={"classes": ["a", "b"]})
-    with pytest.raises(ValueError, match="different classes: .*glance: 2"):
+    with pytest.raises(
+        ValueError, match=r"different classes: .*glance: 3, named \['a', 'b'\]"
+    ):
+        sequence.check(method._replace(glance=other))
+
+
+def test_networks_that_know_no_names(method):
+    """Converted weights carry no names: those of the others hold, or numbers."""
+    nameless = [network._replace(metadata={}) for network in method[:3]]
+    assert sequence.check(method._replace(glance=nameless[1])).classes == [
+        "a",
+        "b",
+        "c",
+    ]
+    assert sequence.Sequence(*nameless, *method[3:]).classes == ["0", "1", "2"]
+    other = nameless[1]._replace(model=Tiny(4))
+    with pytest.raises(ValueError, match="different classes: .*glance: 4"):
         sequence.check(method._replace(glance=other))
 
 

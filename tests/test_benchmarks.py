@@ -1,0 +1,51 @@
+"""The benchmarks run where jax, flax and optax alone are installed."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+BLOCKED = """
+import runpy, sys
+for name in ("tensorflow", "tensorflow_datasets", "orbax", "clu", "ml_collections",
+             "matplotlib", "PIL", "torch"):
+    sys.modules[name] = None  # importing it raises ImportError
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name=sys.argv.pop())
+"""
+
+
+def run(script, *arguments, name="__main__", devices=2):
+    """Run a benchmark where nothing else can be imported; return what it printed."""
+    environment = {
+        **os.environ,
+        "JAX_PLATFORMS": "cpu",
+        "JAX_NUM_CPU_DEVICES": str(devices),
+        "PYTHONPATH": os.getcwd(),
+    }
+    command = [sys.executable, "-c", BLOCKED, f"benchmarks/{script}", *arguments, name]
+    done = subprocess.run(
+        command, capture_output=True, text=True, env=environment, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize("script", ["training_step.py", "throughput.py"])
+def test_imports(script):
+    run(script, name="imported")
+
+
+def test_throughput(tmp_path):
+    output = tmp_path / "throughput.json"
+    flags = {"models": "resnet10", "views": "resized", "dtypes": "float32"}
+    flags |= {"batch": 1, "seconds": 0.1, "size": 127, "output": output}
+    printed = run("throughput.py", *(f"--{k}={v}" for k, v in flags.items()))
+    rows = json.loads(output.read_text())["rows"]
+    assert len(printed.splitlines()) == len(rows) + 2
+    assert [row["devices"] for row in rows] == [1, 2]
+    for row in rows:
+        assert row["macs_per_second"] > row["images_per_second"] > 0
+        assert row["share_of_peak"] is None  # of a CPU

@@ -1,0 +1,378 @@
+import functools
+import json
+import shutil
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from anchornet_jax import (
+    checkpoint,
+    exits,
+    export,
+    models,
+    networks,
+    sequence,
+    steps,
+    stopping,
+    workdir,
+)
+from configs import common
+from tests.tiny import tiny  # noqa: F401
+
+SIZE = 127  # px: AnchorNet's grid is 5x5
+CLASSES = ["a", "b", "c"]
+RULE = stopping.ThresholdRule((0.4, 0.5))
+METHOD = ("anchornet", "tiny", "tiny")  # AnchorNet, glance and patches
+
+
+def make_network(name, size, seed):
+    """Return a network with drawn weights; compiling `init` would take longer."""
+    description = {"name": name, "num_classes": len(CLASSES)}
+    model = models.create(**description)
+    images = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
+    shapes = jax.eval_shape(model.init, jax.random.key(0), images)
+    rng = np.random.default_rng(seed)
+
+    def draw(path, leaf):
+        scale = 1.0 if "fc" in str(path) else 0.2
+        drawn = rng.standard_normal(leaf.shape, np.float32) * scale
+        return abs(drawn) + 1 if "var" in str(path) else drawn
+
+    variables = jax.tree_util.tree_map_with_path(draw, shapes)
+    return networks.Network(
+        model, variables, {"model": description, "classes": CLASSES}
+    )
+
+
+@pytest.fixture(scope="module")
+def method():
+    with pytest.MonkeyPatch.context() as patch:
+        register(patch)
+        anchornet, glance, patches = (
+            make_network(name, 95 if seed else SIZE, seed)
+            for seed, name in enumerate(METHOD)
+        )
+        yield sequence.Sequence(anchornet, glance, patches, 3, 0.8)
+
+
+def register(patch):
+    from tests.tiny import Tiny
+
+    patch.setitem(models.MODELS, "tiny", (Tiny, {}))
+
+
+def make_table(method):
+    rng = np.random.default_rng(0)
+    return exits.ExitTable(
+        confidence=rng.random((40, 3)),
+        predicted=rng.integers(0, 3, (40, 3)),
+        label=rng.integers(0, 3, 40),
+        cost=np.asarray(method.macs(SIZE), float),
+    )
+
+
+def budget_row(macs):
+    return {
+        "budget_macs": macs,
+        "binding": True,
+        "mean_macs": 0.9 * macs,
+        "accuracy": 0.5,
+        "rule": RULE.to_json(),
+    }
+
+
+@pytest.fixture(scope="module")
+def exported(method, tmp_path_factory):
+    directory = tmp_path_factory.mktemp("export") / "export"
+    export.save(
+        directory,
+        method,
+        image_size=SIZE,
+        resize=160,
+        budgets=[budget_row(2e6)],
+        calibration=make_table(method),
+        config={"inputs": 3},
+    )
+    return directory
+
+
+def predict(run, decide, images):
+    """Run all images through all steps; return what Algorithm 1 needs."""
+    glance, localize, patch = run
+    corners, valid, heatmap = localize(images)
+    logits = [glance(images), *(patch(images, corners[:, k]) for k in range(2))]
+    seen = np.ones((len(images), 1), bool)
+    confidence, predicted = decide(
+        jnp.stack(logits, 1), jnp.concatenate([seen, valid], 1)
+    )
+    return {
+        "confidence": confidence,
+        "predicted": predicted,
+        "corners": corners,
+        "valid": valid,
+        "heatmap": heatmap,
+    }
+
+
+def steps_of(method):
+    """Return the steps of networks in memory, as `predict` takes them."""
+
+    def localize(variables, images):
+        found = sequence.localize(method, variables, images)
+        return found.corners, found.valid, found.heatmap
+
+    def patch(variables, images, corners):
+        found = sequence.patch_logits(method, variables, images, corners[:, None])
+        return found[:, 0]
+
+    glance = functools.partial(sequence.glance_logits, method)
+    return [
+        functools.partial(jax.jit(step), method.variables())
+        for step in (glance, localize, patch)
+    ]
+
+
+ELSEWHERE = """
+import json, pathlib, socket, sys
+def refuse(*_, **__):
+    raise OSError("there is no network")
+socket.getaddrinfo = socket.socket.connect = refuse
+for name in ("tensorflow", "tensorflow_datasets", "clu", "torch"):
+    sys.modules[name] = None
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+jax.config.update("jax_platforms", "cpu")
+path, data = map(pathlib.Path, sys.argv[1:])
+wanted = dict(np.load(data))
+images = wanted.pop("images")
+
+# The files alone, without this package.
+about = json.loads((path / "metadata.json").read_text())
+variables = ocp.StandardCheckpointer().restore(path / about["variables"])
+file = path / about["metadata"]["files"] / "glance.jaxexport"
+glance = jax.export.deserialize(bytearray(file.read_bytes()))
+logits = glance.call(variables["glance"], images[:2])
+assert not any(name.startswith("anchornet_jax") for name in sys.modules)
+
+from anchornet_jax import export, sequence
+from tests import test_export
+
+def check(steps, decide):
+    for rows in (1, 3, 8):
+        found = test_export.predict(steps, decide, images[:rows])
+        for name, value in wanted.items():
+            if value.dtype == np.float32:
+                np.testing.assert_allclose(found[name], value[:rows], 1e-4, 1e-5)
+            else:
+                np.testing.assert_array_equal(found[name], value[:rows])
+
+steps = export.load_steps(path)  # `tiny` is not registered here: no model code runs
+np.testing.assert_allclose(steps.glance(images[:2]), logits, 1e-5)
+check(steps[:3], steps.decide)
+
+import pytest
+test_export.register(pytest.MonkeyPatch())
+method = export.load(path).method
+check(test_export.steps_of(method), lambda *a: sequence.decide(*a, method.fuse))
+"""
+
+
+def test_same_predictions_elsewhere(method, exported, tmp_path):
+    """A fresh process, offline and without TensorFlow, from files that were moved."""
+    shutil.copytree(exported, tmp_path / "moved")
+    coarse = np.random.default_rng(1).integers(0, 256, (8, 8, 8, 3), np.uint8)
+    images = coarse.repeat(16, 1).repeat(16, 2)[:, :SIZE, :SIZE]
+    wanted = predict(
+        steps_of(method), lambda *a: sequence.decide(*a, method.fuse), images
+    )
+    assert len(np.unique(wanted["corners"], axis=0)) > 1  # images differ in something
+    np.savez(tmp_path / "wanted.npz", images=images, **wanted)
+    done = subprocess.run(
+        [sys.executable, "-c", ELSEWHERE, tmp_path / "moved", tmp_path / "wanted.npz"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+def test_load(method, exported, tiny):  # noqa: F811
+    found = export.load(exported)
+    jax.tree.map(
+        np.testing.assert_array_equal, found.method.variables(), method.variables()
+    )
+    assert found.rules == {2e6: RULE}
+    assert found.classes == found.method.classes == CLASSES
+    assert found.macs == method.macs(SIZE) and found.image_size == SIZE
+    assert (found.method.inputs, found.method.iou_threshold) == (3, 0.8)
+    table = make_table(method)
+    np.testing.assert_array_equal(found.calibration.confidence, table.confidence)
+    assert stopping.fit(found.calibration, table.cost[1]).rule.steps == 2
+    about = json.loads((exported / "metadata.json").read_text())
+    assert {"jax", "flax", "anchornet_jax"} <= set(about["versions"])
+    about = about["metadata"]
+    assert about["config"] == {"inputs": 3} and about["platforms"][1] == "cuda"
+    assert about["preprocessing"]["patch_size"] == 95  # 2022, Table 1
+    assert about["preprocessing"]["resize"] == 160
+
+
+def change(path, **changes):
+    """Change what metadata.json says."""
+    about = json.loads((path / "metadata.json").read_text())
+    about["metadata"].update(changes)
+    (path / "metadata.json").write_text(json.dumps(about))
+
+
+def flip(path, name):
+    """Flip a bit in the middle of a file."""
+    (file,) = path.glob(f"files_*/{name}")
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("damage", "read", "message"),
+    [
+        (
+            lambda path: change(path, export=2),
+            (export.load, export.load_steps),
+            "format 2, which is newer than what anchornet_jax .* please update",
+        ),
+        (
+            lambda path: change(path, calling_convention=99),
+            (export.load_steps,),
+            "convention 99 of jax.export, .*; please update JAX, or use `export.load`",
+        ),
+        (
+            lambda path: change(path, calling_convention=1),
+            (export.load_steps,),
+            "convention 1 .* please export again",
+        ),
+        (
+            lambda path: flip(path, "localize.jaxexport"),
+            (export.load_steps,),
+            "damaged: localize.jaxexport is not what was saved",
+        ),
+        (
+            lambda path: flip(path, "calibration.npz"),
+            (export.load,),
+            "damaged: calibration.npz is not what was saved",
+        ),
+        (
+            lambda path: shutil.rmtree(next(path.glob("files_*"))),
+            (export.load, export.load_steps),
+            "damaged: FileNotFoundError",
+        ),
+        (
+            lambda path: shutil.rmtree(next(path.glob("variables_*"))),
+            (export.load, export.load_steps),
+            "damaged",
+        ),
+        (
+            lambda path: change(path, networks={}),
+            (export.load,),
+            "damaged: KeyError: 'anchornet'",
+        ),
+        (
+            lambda path: (path / "metadata.json").unlink(),
+            (export.load, export.load_steps),
+            "not one of `save_variables`",
+        ),
+    ],
+)
+def test_unreadable(exported, tmp_path, tiny, damage, read, message):  # noqa: F811
+    path = tmp_path / "export"
+    shutil.copytree(exported, path)
+    damage(path)
+    for function in read:
+        with pytest.raises(ValueError, match=f"(?s){path}.*{message}"):
+            function(path)
+
+
+def test_network_is_no_export(tmp_path):
+    networks.save(tmp_path, {"name": "tiny"}, {"params": {"w": np.ones(1)}})
+    with pytest.raises(ValueError, match="a network or something else, but no export"):
+        export.load(tmp_path)
+
+
+def test_whole_or_not_at_all(method, exported, tmp_path, tiny, monkeypatch):  # noqa: F811
+    path = tmp_path / "export"
+    shutil.copytree(exported, path)
+    before = sorted(path.rglob("*"))
+    monkeypatch.setattr(steps, "serialise", lambda *_: {"glance": b"traced"})
+    with monkeypatch.context() as full:
+
+        def fail(*_):
+            raise OSError("no space left on device")
+
+        full.setattr(checkpoint, "save_variables", fail)
+        with pytest.raises(OSError, match="no space"):
+            export.save(path, method, image_size=SIZE)
+    assert sorted(path.rglob("*")) == before
+    assert export.load(path).rules == {2e6: RULE}
+    with pytest.raises(ValueError, match="JSON"):
+        export.save(path, method, image_size=SIZE, config={"a": object()})
+    assert sorted(path.rglob("*")) == before
+
+    export.save(path, method, image_size=SIZE)
+    assert [p.name for p in path.glob("files_*/*")] == ["glance.jaxexport"]
+    assert export.load(path).rules == {} and export.load(path).calibration is None
+
+
+@pytest.fixture
+def config(method, tmp_path, tiny):  # noqa: F811
+    """Return the config of an export, of networks and an evaluation on disk."""
+    config = common.get_config()
+    config.program, config.inputs, config.data.image_size = "export", 3, SIZE
+    config.view.iou_threshold, config.evaluation = 0.8, str(tmp_path / "evaluate")
+    for name in export.NETWORKS:
+        network = getattr(method, name)
+        config.networks[name] = str(tmp_path / name)
+        networks.save(
+            tmp_path / name,
+            network.metadata["model"],
+            network.variables,
+            classes=CLASSES,
+        )
+    evaluation = workdir.claim(
+        config.evaluation, {"fuse": "logits", "view": {"iou_threshold": 0.8}}
+    )
+    summary = {"classes": CLASSES, "budgeted": [{**budget_row(2e6), "exits": []}]}
+    workdir.write_json(evaluation / "summary.json", summary)
+    make_table(method).save(evaluation / "calibration.npz")
+    return config
+
+
+def test_program(config, method, tmp_path):
+    result = export.export(config, tmp_path / "export")
+    assert result["macs"] == method.macs(SIZE) and result["budgets_macs"] == [2e6]
+    found = export.load(result["export"])
+    assert found.rules == {2e6: RULE} and found.calibration is not None
+    assert found.metadata["config"]["program"] == "export"
+    assert "seed" in found.metadata["config"]
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("networks.glance", "", "`config.networks.glance` is empty"),
+        ("networks.glance", "/nowhere", "'/nowhere'"),
+        ("evaluation", "/nowhere", "'/nowhere', which holds no finished evaluation"),
+        ("inputs", 2, "something else: multiply-adds of the exits is"),
+        ("inputs", 99, "`k` is 98"),
+        ("fuse", "probabilities", "fuse is logits there, probabilities here"),
+        ("view.iou_threshold", 0.9, "view.iou_threshold is 0.8 there, 0.9 here"),
+        ("data.image_size", 80, "80x80 pixels"),
+    ],
+)
+def test_bad_config_writes_nothing(config, tmp_path, key, value, message):
+    config.update_from_flattened_dict({key: value})
+    with pytest.raises(ValueError, match=message):
+        export.export(config, tmp_path / "export")
+    assert not (tmp_path / "export").exists()

@@ -1,0 +1,196 @@
+"""ImageNet from archives like those that a user downloads, through TFDS's own builder."""
+
+import io
+import shutil
+import tarfile
+
+import jax
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+from PIL import Image
+
+from anchornet_jax import data, datasets, decode, evaluate, models, networks, train
+from tests import tiny as tiny_network
+from tests.tiny import tiny  # noqa: F401
+
+TRAIN, VALIDATION = "ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar"
+# TFDS converts these two while it reads the archive, by name; others it keeps.
+CMYK, PNG = "n01739381_1309.JPEG", "n02105855_2933.JPEG"
+SYNSETS = ("n01440764", "n01739381", "n02105855", "n13133613")
+EACH, VALIDATED = 8, 12  # images of a synset, and for validation
+
+
+def listed(name):
+    """Return the lines of a file that TFDS brings along."""
+    path = tfds.core.tfds_path(f"datasets/imagenet2012/{name}")
+    return path.read_text().split()
+
+
+def image(number):
+    """Draw an image whose size, colour mode and orientation depend on its number."""
+    rng = np.random.default_rng(number)
+    mode = ("RGB", "RGB", "L", "CMYK")[number % 4]
+    colours = rng.integers(256, size=(8, 10, 3), dtype=np.uint8)
+    size = tuple(int(side) for side in rng.integers(100, 240, 2))
+    exif = Image.Exif()
+    exif[0x0112] = 1 + number % 8  # orientation
+    picture = Image.fromarray(colours).resize(size, Image.Resampling.BICUBIC)
+    return picture.convert(mode), exif
+
+
+def encoded(number, name=""):
+    """Return the image's file, in the format that ImageNet has under that name."""
+    picture, exif = image(number)
+    file = io.BytesIO()
+    if name == PNG:
+        picture.convert("RGB").save(file, "PNG")
+    elif name == CMYK:
+        picture.convert("CMYK").save(file, "JPEG")
+    else:
+        picture.save(file, "JPEG", exif=exif)
+    return file.getvalue()
+
+
+def tar(files):
+    """Return a tar file of {name: content}."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as archive:
+        for name, content in files.items():
+            entry = tarfile.TarInfo(name)
+            entry.size = len(content)
+            archive.addfile(entry, io.BytesIO(content))
+    return buffer.getvalue()
+
+
+@pytest.fixture(scope="module")
+def archives(tmp_path_factory):
+    """Write both archives; return their directory."""
+    directory = tmp_path_factory.mktemp("archives")
+    classes = {}
+    for part, synset in enumerate(SYNSETS):
+        names = [f"{synset}_{i}.JPEG" for i in range(EACH)]
+        names[0] = next((n for n in (CMYK, PNG) if n.startswith(synset)), names[0])
+        files = {n: encoded(EACH * part + i, n) for i, n in enumerate(names)}
+        classes[f"{synset}.tar"] = tar(files)
+    (directory / TRAIN).write_bytes(tar(classes))
+    (directory / VALIDATION).write_bytes(
+        tar(
+            {
+                f"ILSVRC2012_val_{i + 1:08d}.JPEG": encoded(100 + i)
+                for i in range(VALIDATED)
+            }
+        )
+    )
+    return directory
+
+
+SIZE = {"image_size": 96, "resize": 110}
+
+
+@pytest.fixture(scope="module")
+def imagenet_dir(archives, tmp_path_factory):
+    """Return a TFDS directory where the data set is made from the archives."""
+    directory = str(tmp_path_factory.mktemp("imagenet"))
+    data.prepare("imagenet2012", data_dir=directory, manual_dir=str(archives))
+    return directory
+
+
+def test_prepared_data(imagenet_dir):
+    """Once made, the archives are needed no more."""
+    source = data.prepare("imagenet2012", data_dir=imagenet_dir, **SIZE)
+    assert source.examples("train") == EACH * len(SYNSETS)
+    assert source.classes == listed("labels.txt") and len(source.classes) == 1000
+    batch = next(data.training(source, "train", batch_size=32, seed=0))
+    assert (
+        batch["image"].shape == (4, 8, 96, 96, 3) and batch["image"].dtype == np.uint8
+    )
+    counts = np.bincount(batch["label"].ravel(), minlength=1000)
+    assert [counts[source.classes.index(s)] for s in SYNSETS] == [EACH] * len(SYNSETS)
+    (batch,) = data.evaluation(source, "validation", batch_size=16)
+    labels = batch["label"].ravel()[batch["mask"].ravel()]
+    # The label of the i-th validation image is the i-th line of TFDS's list.
+    wanted = listed("validation_labels.txt")[:VALIDATED]
+    assert sorted(source.classes[i] for i in labels) == sorted(wanted)
+
+
+def test_images_are_what_pil_decodes(imagenet_dir):
+    """Grey, CMYK and turned by EXIF alike; the orientation is not applied."""
+    source = data.prepare("imagenet2012", data_dir=imagenet_dir, **SIZE)
+    records = datasets.read(source.builder, "validation").as_numpy_iterator()
+    modes = set()
+    for record in records:
+        number = int(record["file_name"][-13:-5]) - 1
+        stored = Image.open(io.BytesIO(encoded(100 + number)))
+        modes.add(stored.mode)
+        pixels = decode.whole(record["image"]).numpy().astype(int)
+        np.testing.assert_allclose(
+            pixels, np.asarray(stored.convert("RGB"), int), atol=stored.mode == "CMYK"
+        )
+    assert modes == {"RGB", "L", "CMYK"}
+
+
+def test_train_and_evaluate_a_step(imagenet_dir, tmp_path, tiny):  # noqa: F811
+    config = tiny_network.config("", epochs=0.5)
+    config.data = tiny_network.common.get_config().data
+    config.data.update(name="imagenet2012", data_dir=imagenet_dir, **SIZE)
+    config.train_split, config.calibration_split = "train[16:]", "train[:16]"
+    config.test_split, config.batch_size = "validation", 8
+    trained = train.train(config, tmp_path / "tiny")
+    assert trained["steps"] == 1 and 0 <= trained["accuracy"] <= 1
+    network = networks.load(trained["network"])
+    assert network.metadata["classes"] == listed("labels.txt")
+
+    about = {"name": "anchornet", "num_classes": 1000}
+    variables = models.create(**about).init(jax.random.key(0), np.zeros((1, 96, 96, 3)))
+    classes = network.metadata["classes"]
+    networks.save(tmp_path / "anchornet", about, variables, classes=classes)
+    config.networks.anchornet = str(tmp_path / "anchornet")
+    config.networks.glance = config.networks.patches = trained["network"]
+    config.inputs, config.budgets = 2, 2
+    summary = evaluate.evaluate(config, tmp_path / "evaluation")
+    assert summary["classes"] == classes
+    assert [row["inputs"] for row in summary["anytime"]] == [1, 2]
+
+
+def cut(path, size):
+    """Keep the first bytes of a file; a negative size counts from the end."""
+    path.write_bytes(path.read_bytes()[:size])
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda d: (d / TRAIN).unlink(), f"{TRAIN} is missing"),
+        (lambda d: (d / VALIDATION).unlink(), f"{VALIDATION} is missing"),
+        (lambda d: cut(d / TRAIN, 100_000), f"{TRAIN} is .*incomplete"),
+        (lambda d: cut(d / VALIDATION, 0), f"{VALIDATION} is .*incomplete"),
+        (lambda d: (d / TRAIN).write_text("<html>"), f"{TRAIN} is .*incomplete"),
+        (lambda d: (d / TRAIN).write_bytes(bytes(10240)), f"{TRAIN} is empty"),
+    ],
+)
+def test_incomplete_archives(archives, tmp_path, damage, message):
+    directory = tmp_path / "manual"
+    shutil.copytree(archives, directory)
+    damage(directory)
+    with pytest.raises(ValueError, match=message) as caught:
+        data.prepare("imagenet2012", data_dir=str(tmp_path), manual_dir=str(directory))
+    for part in ("`manual_dir` is", str(directory), TRAIN, VALIDATION, "image-net.org"):
+        assert part in str(caught.value)
+    assert not (tmp_path / "imagenet2012").exists()
+
+
+def test_archive_cut_between_two_images(archives, tmp_path):
+    """Nothing in it is broken; the end mark alone is not there."""
+    directory = tmp_path / "manual"
+    shutil.copytree(archives, directory)
+    with tarfile.open(directory / VALIDATION) as archive:
+        member = archive.getmembers()[5]
+    cut(directory / VALIDATION, member.offset)
+    with pytest.raises(ValueError, match=f"{VALIDATION} is cut off"):
+        data.prepare("imagenet2012", data_dir=str(tmp_path), manual_dir=str(directory))
+
+
+def test_archives_are_first_looked_for_beside_the_data(tmp_path):
+    with pytest.raises(ValueError, match="downloads/manual', where"):
+        data.prepare("imagenet2012", data_dir=str(tmp_path))
