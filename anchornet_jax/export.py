@@ -16,7 +16,6 @@ as an argument: these are stored once, and a step is some tens of kilobytes.
 """
 
 import contextlib
-import functools
 import hashlib
 import json
 import pathlib
@@ -25,7 +24,6 @@ import shutil
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 
 import anchornet_jax
 from anchornet_jax import (
@@ -95,9 +93,7 @@ def export(config, directory) -> dict:
     )
     sequence.check(method)
     size = config.data.image_size
-    images = jax.ShapeDtypeStruct((1, size, size, 3), jnp.uint8)
-    localize = functools.partial(sequence.localize, method)
-    jax.eval_shape(localize, method.variables(), images)  # too many patches, too small
+    sequence.check_images(method, size)
     budgets, calibration = _evaluation(config.evaluation, method, size)
     directory = workdir.claim(directory, config.to_dict())
     save(

@@ -5,8 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from anchornet_jax import learning, networks, pipeline, torch_import
-from configs import common, convert
+from anchornet_jax import networks, pipeline, torch_import, train
+from configs import convert
+from tests.tiny import config as tiny_config
 from tests.tiny import tiny  # noqa: F401
 
 
@@ -47,19 +48,17 @@ def test_convert(config, tmp_path):
     np.testing.assert_allclose(logits, wanted, rtol=1e-4)
 
 
-def test_training_starts_from_it(config, tmp_path):
-    result = pipeline.convert(config, tmp_path / "run")
-    network = networks.load(result["network"])
-    optimizer = common.get_config().optimizer
-    state = learning.create_state(
-        network.model,
-        learning.create_optimizer(10, **optimizer),
-        16,
-        0,
-        result["network"],
-    )
+def test_training_starts_from_it(config, data_dir, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch_import, "read", lambda path: make_state(classes=10))
+    start = pipeline.convert(config, tmp_path / "run")["network"]
+    changes = tiny_config(data_dir, init_from=start, epochs=0.25)
+    changes.optimizer.learning_rate = 0.0  # nothing moves: it ends where it started
+    result = train.train(changes, tmp_path / "trained")
+    begin, end = networks.load(start), networks.load(result["network"])
     jax.tree.map(
-        np.testing.assert_array_equal, state.params, network.variables["params"]
+        np.testing.assert_array_equal,
+        end.variables["params"],
+        begin.variables["params"],
     )
 
 
