@@ -5,19 +5,10 @@ network = networks.load(directory)
 logits, out = network.model.apply(network.variables, images)
 """
 
-from typing import NamedTuple
-
-from flax import linen as nn
-
 from anchornet_jax import checkpoint, models
+from anchornet_jax.models import Network
 
-
-class Network(NamedTuple):
-    """A network ready to run: the Flax module, its variables, and where it is from."""
-
-    model: nn.Module
-    variables: dict
-    metadata: dict
+__all__ = ["Network", "load", "save"]
 
 
 def save(directory, description: dict, variables: dict, **metadata) -> None:

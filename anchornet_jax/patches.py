@@ -107,24 +107,28 @@ def _most(field, iou_threshold, rows, columns) -> int:
     return -(-rows // side) * -(-columns // side)
 
 
-def crop(images: jax.Array, corners: jax.Array, size: int) -> jax.Array:
+def crop(
+    images: jax.Array, corners: jax.Array, size: int, rows: jax.Array | None = None
+) -> jax.Array:
     """Cut patches out of images, pixel for pixel.
 
     Args:
-      images: [B, H, W, C], any type.
+      images: [M, H, W, C], any type.
       corners: [B, K, 2] int32; a patch that would leave the image is moved inside.
       size: side P in pixels.
+      rows: [B] int32, the image of each row of corners; by default one after the other.
+        Only the pixels of the patches are read, not the whole images.
 
     Returns:
       [B, K, P, P, C].
     """
+    rows = jnp.arange(corners.shape[0]) if rows is None else rows
+    shape = (1, size, size, images.shape[-1])
 
-    def one(image, corner):
-        return lax.dynamic_slice(
-            image, (corner[0], corner[1], 0), (size, size, image.shape[-1])
-        )
+    def one(row, corner):
+        return lax.dynamic_slice(images, (row, corner[0], corner[1], 0), shape)[0]
 
-    return jax.vmap(jax.vmap(one, in_axes=(None, 0)))(images, corners)
+    return jax.vmap(jax.vmap(one, in_axes=(None, 0)))(rows, corners)
 
 
 def _bicubic(before: int, after: int) -> np.ndarray:

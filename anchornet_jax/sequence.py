@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from anchornet_jax import flops, parallel, patches, views
-from anchornet_jax.networks import Network
+from anchornet_jax.models import Network
 
 FUSE = ("logits", "probabilities")
 
@@ -120,10 +120,17 @@ def glance_logits(sequence: Sequence, variables, images: jax.Array) -> jax.Array
 
 
 def patch_logits(
-    sequence: Sequence, variables, images: jax.Array, corners: jax.Array
+    sequence: Sequence,
+    variables,
+    images: jax.Array,
+    corners: jax.Array,
+    rows: jax.Array | None = None,
 ) -> jax.Array:
-    """Classify patches: uint8 [B, H, W, 3] and corners [B, K, 2] to [B, K, N]."""
-    pixels = patches.crop(images, corners, sequence.patch_size)
+    """Classify patches: uint8 [M, H, W, 3] and corners [B, K, 2] to [B, K, N].
+
+    `rows` [B] are the images of the corners, by default one after the other.
+    """
+    pixels = patches.crop(images, corners, sequence.patch_size, rows)
     flat = views.normalise(pixels.reshape(-1, *pixels.shape[2:]))
     logits, _ = sequence.patches.model.apply(variables["patches"], flat)
     return logits.reshape(*corners.shape[:2], -1)

@@ -20,6 +20,7 @@ import itertools
 import numpy as np
 
 from anchornet_jax import exits
+from anchornet_jax.exits import NEVER
 
 ALWAYS = -1.0  # a threshold that every confidence exceeds
 PRICES = 60  # points of a path; budgets between two of them blend both rules
@@ -127,6 +128,17 @@ class ValueRule(Rule):
         # Summed term by term: a matrix product may round differently per batch size.
         features = _features(history, range(history.shape[1]))
         return sum(w * f for w, f in zip(weights, features)) <= 0
+
+
+def fixed(inputs: int, total: int) -> ThresholdRule:
+    """Return the rule by which every image leaves after the same number of inputs.
+
+    Raises:
+        ValueError: there are not that many inputs among `total`.
+    """
+    if not 1 <= inputs <= total:
+        raise ValueError(f"`inputs` is {inputs}; allowed is 1 to {total}")
+    return ThresholdRule([NEVER] * (inputs - 1) + [ALWAYS] * (total - inputs))
 
 
 def from_json(data: dict) -> Rule:
@@ -292,7 +304,7 @@ def _geometric(table):
             thresholds.append(float(ranked[count]) if count < len(ranked) else ALWAYS)
             stays &= confidence <= thresholds[-1]
         yield ThresholdRule(thresholds)
-    yield ThresholdRule([exits.NEVER] * steps)
+    yield ThresholdRule([NEVER] * steps)
 
 
 def _thresholds(table):

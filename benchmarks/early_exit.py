@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from anchornet_jax import flops, inference, models, sequence, views
-from anchornet_jax.networks import Network
+from anchornet_jax.models import Network
 
 RESULTS = pathlib.Path(__file__).parent / "results" / "early_exit.json"
 SIZE, INPUTS, CLASSES = 224, 5, 1000

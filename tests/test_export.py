@@ -13,6 +13,7 @@ from anchornet_jax import (
     checkpoint,
     exits,
     export,
+    inference,
     models,
     networks,
     sequence,
@@ -226,6 +227,42 @@ def test_load(method, exported, tiny):  # noqa: F811
     assert about["config"] == {"inputs": 3} and about["platforms"][1] == "cuda"
     assert about["preprocessing"]["patch_size"] == 95  # 2022, Table 1
     assert about["preprocessing"]["resize"] == 160
+
+
+@pytest.mark.parametrize("rule", ["budget", "thresholds", "inputs"])
+def test_classifier_of_an_export(exported, tiny, rule):  # noqa: F811
+    table = export.load(exported).calibration
+    value = {"budget": table.cost[1], "thresholds": [0.4, 0.6], "inputs": 2}[rule]
+    classifier = inference.load(exported, **{rule: value}, batch_size=4)
+    wanted = {
+        "budget": stopping.fit(table, [table.cost[1]])[0].rule,
+        "thresholds": stopping.ThresholdRule([0.4, 0.6]),
+        "inputs": stopping.fixed(2, 3),
+    }[rule]
+    assert classifier.rule.to_json() == wanted.to_json()
+    assert classifier.image_size == SIZE and classifier.method.classes == CLASSES
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({}, "give one of `budget`, `thresholds` and `inputs`"),
+        ({"budget": 1e9, "inputs": 2}, "give one of `budget`"),
+        ({"inputs": 4}, "`inputs` is 4; allowed is 1 to 3"),
+        ({"thresholds": [0.5] * 4}, "`rule` decides 4 times; 3 inputs need 2"),
+        ({"thresholds": [float("nan")] * 2}, "`thresholds` of exit 1 is nan"),
+        ({"budget": 1.0}, "`budgets` holds 1.0; the cheapest exit costs"),
+    ],
+)
+def test_classifier_that_cannot_be(exported, tiny, given, message):  # noqa: F811
+    with pytest.raises(ValueError, match=message):
+        inference.load(exported, **given)
+
+
+def test_budget_without_calibration(method, tmp_path, tiny):  # noqa: F811
+    export.save(tmp_path / "export", method, image_size=SIZE)
+    with pytest.raises(ValueError, match="exported without an evaluation"):
+        inference.load(tmp_path / "export", budget=1e9)
 
 
 def change(path, **changes):

@@ -61,11 +61,11 @@ def tables(method, images):
 
 def check(results, rule, found):
     """Compare with the table: same exit, class, confidence."""
-    exits = rule.exits(found["confidence"][: len(results)])
-    for i, (result, exit) in enumerate(zip(results, exits)):
-        assert result.exit == exit
-        assert result.predicted == found["predicted"][i, exit]
-        assert abs(result.confidence - found["confidence"][i, exit]) < 1e-5
+    exits = rule.exits(found["confidence"][: len(results.exit)])
+    at = np.arange(len(exits)), exits
+    np.testing.assert_array_equal(results.exit, exits)
+    np.testing.assert_array_equal(results.predicted, found["predicted"][at])
+    np.testing.assert_allclose(results.confidence, found["confidence"][at], atol=1e-5)
 
 
 def thresholds(found, kind):
@@ -108,10 +108,10 @@ def test_equals_the_table(method, tables, images, fuse, batch_size, in_flight, d
     for kind in ("random", "all leave", "none leaves"):
         classifier.rule = thresholds(found, kind)
         results = classifier.classify(images[:count])
-        assert len(results) == count
+        assert len(results.exit) == count
         check(results, classifier.rule, found)
         if kind == "random" and count == COUNT:
-            assert {r.exit for r in results} == {0, 1, 2, 3}
+            assert set(results.exit) == {0, 1, 2, 3}
 
 
 @pytest.fixture(scope="module")
@@ -135,7 +135,20 @@ def classifier(compiled):
 
 @pytest.mark.parametrize("count", [0, 1, 5, 9])
 def test_streams_shorter_than_a_batch(classifier, images, count):
-    assert len(classifier.classify(images[:count])) == count
+    assert len(classifier.classify(images[:count]).exit) == count
+    assert len(list(classifier.stream(images[:count]))) == count
+
+
+def test_array_on_a_device_and_stream_equal_an_array(classifier, images):
+    wanted = classifier.classify(images[:21])
+    assert len(set(wanted.exit)) > 1
+    for name, value in classifier.classify(jnp.asarray(images[:21]))._asdict().items():
+        np.testing.assert_array_equal(value, getattr(wanted, name))
+    for i, result in enumerate(classifier.stream(iter(images[:21]))):
+        assert result == (wanted.predicted[i], wanted.confidence[i], wanted.exit[i]) + (
+            None,
+            None,
+        )
 
 
 def test_three_programs_whatever_the_exits(classifier, images):
@@ -174,8 +187,8 @@ def test_launches_are_full(classifier, images, monkeypatch):
         )
     classifier.rule = stopping.ThresholdRule((0.9, 0.9, 0.9))
     results = classifier.classify(images)
-    past = [r.exit for r in results if r.exit]
-    needed = -(-COUNT // 8) + -(-len(past) // 8) + -(-sum(past) // 8)
+    past = results.exit[results.exit > 0]
+    needed = -(-COUNT // 8) + -(-len(past) // 8) + -(-past.sum() // 8)
     assert needed <= len(ran) <= needed + 3
 
 
@@ -203,10 +216,37 @@ def test_details(method, tables, images):
         details=True,
         devices=jax.local_devices()[:1],
     )
-    for i, result in enumerate(classifier.classify(images[:12])):
-        np.testing.assert_array_equal(result.corners, found["corners"][i])
-        assert result.logits.shape == (4, 3)
-        np.testing.assert_array_equal(result.logits.argmax(-1), found["predicted"][i])
+    results = classifier.classify(images[:12])
+    np.testing.assert_array_equal(results.corners, found["corners"][:12])
+    np.testing.assert_array_equal(results.logits.argmax(-1), found["predicted"][:12])
+    classifier.rule = stopping.fixed(2, 4)
+    for i, result in enumerate(classifier.stream(images[:12])):
+        np.testing.assert_allclose(result.logits[:2], results.logits[i, :2], 1e-4, 1e-5)
+        assert np.isnan(result.logits[2:]).all()
+        np.testing.assert_array_equal(result.corners, results.corners[i])
+    classifier.rule = stopping.fixed(1, 4)
+    assert (classifier.classify(images[:3]).corners == -1).all()
+
+
+def test_milliseconds(classifier):
+    cost = classifier.milliseconds(repeats=1)
+    assert cost.shape == (4,) and (np.diff(cost) > 0).all() and cost[0] > 0
+    steps = np.diff(cost)
+    assert steps[0] > steps[1] == pytest.approx(steps[2])  # AnchorNet, then patches
+
+
+def test_bfloat16(method, tables, images):
+    classifier = inference.Classifier(
+        method,
+        stopping.fixed(4, 4),
+        image_size=SIZE,
+        batch_size=16,
+        dtype="bfloat16",
+        devices=jax.local_devices()[:1],
+    )
+    found = classifier.classify(images[:32]).confidence
+    wanted = tables["logits"]["confidence"][:32, -1]
+    assert 0 < np.abs(found - wanted).max() < 0.1
 
 
 def test_stream_that_breaks(classifier, images):
@@ -224,6 +264,8 @@ def test_stream_that_breaks(classifier, images):
     "bad", [np.zeros((SIZE, 99, 3), np.uint8), np.zeros((SIZE, SIZE, 3), np.float32)]
 )
 def test_wrong_image(classifier, images, bad):
+    with pytest.raises(ValueError, match=r"`images` are .*; needed: uint8 \[B, 127"):
+        classifier.classify(bad[None])
     results = []
     with pytest.raises(ValueError, match=r"`images` item 2 is .*; needed: uint8 \[127"):
         results.extend(classifier.stream([images[0], images[1], bad, images[2]]))
@@ -237,6 +279,8 @@ def test_wrong_image(classifier, images, bad):
         ({"batch_size": 8, "in_flight": 4}, "`in_flight` 4"),
         ({"max_wait": 0}, "`max_wait` is 0"),
         ({"rule": stopping.ThresholdRule((0.5,))}, "`rule` decides 1 times; 4 inputs"),
+        ({"image_size": 90}, "90x90 pixels.*95x95"),
+        ({"dtype": "int7"}, "`dtype` is 'int7'"),
     ],
 )
 def test_bad_arguments(method, changes, message):

@@ -7,6 +7,8 @@ that somebody may want. A name stands for a class and its arguments, nothing mor
     model = models.create("anchornet", num_classes=1000)
 """
 
+from typing import NamedTuple
+
 from flax import linen as nn
 
 from anchornet_jax.models.anchornet import AnchorNet
@@ -54,6 +56,14 @@ MODELS = {  # name: (class, arguments)
         {"depth": 27, "w0": 48, "wa": 20.71, "wm": 2.65, "group_width": 24},
     ),
 }
+
+
+class Network(NamedTuple):
+    """A network ready to run: the Flax module, its variables, and where it is from."""
+
+    model: nn.Module
+    variables: dict
+    metadata: dict
 
 
 def create(name: str, num_classes: int, **overrides) -> nn.Module:

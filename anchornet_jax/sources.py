@@ -1,0 +1,83 @@
+"""Where the images of the early-exit engine come from: an array or an iterator."""
+
+import jax
+import numpy as np
+
+
+class StreamError(RuntimeError):
+    """A stream broke; the results of all images before that were delivered."""
+
+
+class Array:
+    """The images of an array; those on a device stay there."""
+
+    error = None
+
+    def __init__(self, images, size):
+        if images.shape[1:] != (size, size, 3) or images.dtype != np.uint8:
+            raise ValueError(
+                f"`images` are {images.dtype} {list(images.shape)}; needed: uint8 "
+                f"[B, {size}, {size}, 3]"
+            )
+        self._images, self.count, self._next = images, len(images), 0
+
+    @property
+    def open(self) -> bool:
+        return self._next < self.count
+
+    def take(self, count) -> tuple[np.ndarray, jax.Array]:
+        """Return the next numbers [b] and a full batch of pixels that begins with them."""
+        numbers = np.arange(self._next, min(self._next + count, self.count))
+        self._next += len(numbers)
+        if isinstance(self._images, jax.Array):
+            return numbers, _rows(self._images, np.resize(numbers, count))
+        pixels = self._images[numbers[0] : numbers[-1] + 1]
+        return numbers, _full(pixels, count)
+
+
+class Stream:
+    """The images of an iterator, checked and numbered, until it ends or breaks."""
+
+    def __init__(self, images, size):
+        self._images, self._shape = iter(images), (size, size, 3)
+        self._item, self.open, self.error = 0, True, None
+
+    def take(self, count) -> tuple[np.ndarray, np.ndarray]:
+        """Return numbers [b] and a full batch of pixels; keep what went wrong."""
+        taken = []
+        while self.open and len(taken) < count:
+            try:
+                image = np.asarray(next(self._images))
+            except StopIteration:
+                self.open = False
+            except Exception as error:  # noqa: BLE001, whatever the iterator raises
+                self._break(StreamError(f"`images` raised at item {self._item}"), error)
+            else:
+                if image.shape != self._shape or image.dtype != np.uint8:
+                    found = f"{image.dtype} {list(image.shape)}"
+                    wanted = f"uint8 {list(self._shape)}"
+                    message = f"`images` item {self._item} is {found}; needed: {wanted}"
+                    self._break(ValueError(message))
+                else:
+                    taken.append(image)
+                    self._item += 1
+        pixels = np.array(taken, np.uint8).reshape(-1, *self._shape)
+        return np.arange(self._item - len(taken), self._item), _full(pixels, count)
+
+    def _break(self, error, cause=None):
+        error.__cause__ = cause
+        self.open, self.error = False, error
+
+
+def _full(pixels, count):
+    """Fill a batch up with black images."""
+    if len(pixels) == count:
+        return pixels
+    batch = np.zeros((count, *pixels.shape[1:]), np.uint8)
+    batch[: len(pixels)] = pixels
+    return batch
+
+
+@jax.jit
+def _rows(images, numbers):
+    return images[numbers]
