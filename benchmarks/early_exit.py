@@ -1,17 +1,24 @@
 """Does early exit save time? The engine on the exit pattern of a published table.
 
-    python benchmarks/early_exit.py --network=resnet50
+    python benchmarks/early_exit.py
+    python benchmarks/early_exit.py --network resnet10 --images 64 --batch 8  # a try
 
 Needs jax and flax alone. The networks have random parameters; who leaves where is drawn
 with the shares of the published ImageNet table (DenseNet-201, five budgets), so every
-image does just the work that it would do there. In one process, in turn: the engine at
-each budget, the engine with all steps for every image, and the same backbone on the full
-image. Prints a table and writes results/early_exit.json beside this file: `rows` of
-network, device, budget_macs, macs_speedup, realised_speedup and images_per_second.
+image does just the work that it would do there. In one process, in turn: all T steps for
+every image in a plain loop of jitted batches, as public codes evaluate; the same through
+the engine; the engine at each budget; and the same backbone on the full image. Images
+are on the device already unless `--images-from host`.
+
+Speed-ups are over the faster of the two that run all steps. Every image's class is
+compared with the plain loop's at the same exit. Prints a table and writes
+results/early_exit.json beside this file; `rows` of another device or type stay in it.
 """
 
 import argparse
+import functools
 import json
+import os
 import pathlib
 import statistics
 import time
@@ -34,6 +41,7 @@ SHARES = {
     "1.50 G": [0.509, 0.252, 0.151, 0.047, 0.041],
     "1.75 G": [0.406, 0.284, 0.150, 0.054, 0.106],
 }
+PLAIN, ENGINE, FULL = "all steps, plain loop", "all steps, engine", "full image"
 
 
 class Drawn:
@@ -59,108 +67,181 @@ class Drawn:
         return self._random.random(len(confidence)) < self._leave[step]
 
 
-def network(name: str, size: int, seed: int) -> Network:
+def network(name: str, size: int, seed: int, dtype: str) -> Network:
     """Return a network with random parameters."""
-    model = models.create(name, CLASSES)
+    model = models.create(name, CLASSES, dtype=dtype)
     images = jnp.zeros((1, size, size, 3))
     variables = jax.jit(model.init)(jax.random.key(seed), images)
-    return Network(model, variables, {"classes": list(range(CLASSES))})
+    return Network(model, variables, {})
 
 
-def method(name: str) -> sequence.Sequence:
-    """Return the method with two copies of a backbone."""
-    anchornet = network("anchornet", SIZE, 0)
-    patch = anchornet.model.field.size
-    backbone = network(name, patch, 1)
-    return sequence.Sequence(anchornet, backbone, backbone, INPUTS, 0.3)
+class Contest:
+    """One backbone, the images, and the ways to run it."""
+
+    def __init__(self, name, dtype, options):
+        """Compile everything."""
+        anchornet = network("anchornet", SIZE, 0, dtype)
+        backbone = network(name, anchornet.model.field.size, 1, dtype)
+        self.method = sequence.Sequence(anchornet, backbone, backbone, INPUTS, 0.3)
+        self.batch = options.batch
+        shape = (options.images, SIZE, SIZE, 3)
+        self.images = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+        if options.images_from == "device":
+            self.images = jax.device_put(self.images)
+        self.rules = {ENGINE: Drawn([0, 0, 0, 0, 1.0])}
+        self.rules |= {name: Drawn(shares) for name, shares in SHARES.items()}
+        self.engine = inference.Classifier(
+            self.method,
+            self.rules[ENGINE],
+            image_size=SIZE,
+            batch_size=options.batch,
+            devices=jax.local_devices()[:1],
+        )
+        self.table_step = jax.jit(
+            sequence.make_table_step(self.method, random=False, seed=0)
+        )
+        self.full_step = jax.jit(
+            lambda v, batch: backbone.model.apply(v, views.normalise(batch["image"]))[
+                0
+            ].argmax(-1)
+        )
+        self.variables = jax.device_put(self.method.variables())
+        self.engine.classify(self.images[: 2 * self.batch])
+        self.loop(self.table_step, self.variables, 2)
+        self.loop(self.full_step, self.variables["patches"], 2)
+
+    def ways(self) -> dict:
+        """Return {name: function to be timed}."""
+        loops = {
+            PLAIN: (self.table_step, self.variables),
+            FULL: (self.full_step, self.variables["patches"]),
+        }
+        return {
+            **{k: functools.partial(self.loop, *v) for k, v in loops.items()},
+            **{k: functools.partial(self.run, k) for k in self.rules},
+        }
+
+    def loop(self, step, variables, batches=None):
+        """Run a jitted step over the images; one batch waits while one runs."""
+        starts = range(0, len(self.images), self.batch)[:batches]
+        results = []
+        for start in starts:
+            results.append(
+                step(variables, {"image": self.images[start : start + self.batch]})
+            )
+            if len(results) > 2:
+                jax.block_until_ready(results[-3])
+        return jax.device_get(results)
+
+    def run(self, key):
+        """Run the engine with one of the rules."""
+        self.engine.rule = self.rules[key]
+        return self.engine.classify(self.images)
+
+    def cost(self, key, result) -> float:
+        """Return the mean multiply-adds per image of one way."""
+        macs = np.array(self.method.macs(SIZE), float)
+        if key == FULL:
+            return flops.model_macs(self.method.patches.model, SIZE)
+        return macs[-1] if key == PLAIN else float(macs[result.exit].mean())
 
 
-def seconds(function) -> float:
-    """Return the wall time of one call."""
-    begun = time.perf_counter()
-    function()
-    return time.perf_counter() - begun
-
-
-def measure(name: str, options) -> list[dict]:
+def measure(name: str, dtype: str, options) -> list[dict]:
     """Return the rows of one backbone."""
-    parts = method(name)
-    images = np.random.default_rng(0).integers(
-        0, 256, (options.images, SIZE, SIZE, 3), np.uint8
-    )
-    everyone = Drawn([0, 0, 0, 0, 1.0])
-    engine = inference.Classifier(
-        parts, everyone, image_size=SIZE, batch_size=options.batch
-    )
-    full = jax.jit(
-        lambda v, x: parts.patches.model.apply(v, views.normalise(x))[0].argmax(-1)
-    )
-
-    def whole_images():
-        for start in range(0, len(images), options.batch):
-            full(parts.patches.variables, images[start : start + options.batch])
-        jax.block_until_ready(full(parts.patches.variables, images[: options.batch]))
-
-    macs = np.array(parts.macs(SIZE), float)
-    rules = {"all steps": everyone, **{k: Drawn(v) for k, v in SHARES.items()}}
-    counts = {}
-
-    def run(key):
-        engine.rule = rules[key]
-        exits = [result.exit for result in engine.classify(images)]
-        counts[key] = np.bincount(exits, minlength=INPUTS) / len(exits)
-
-    engine.classify(images[: 2 * options.batch])  # compiles
-    whole_images()
-    times = {key: [] for key in (*rules, "full image")}
+    contest = Contest(name, dtype, options)
+    ways = contest.ways()
+    times, results = {key: [] for key in ways}, {}
     for _ in range(options.repeats):
-        for key in rules:
-            times[key].append(seconds(lambda key=key: run(key)))
-        times["full image"].append(seconds(whole_images))
+        for key, way in ways.items():
+            begun = time.perf_counter()
+            results[key] = way()
+            times[key].append(time.perf_counter() - begun)
+    table = np.concatenate([batch["predicted"] for batch in results[PLAIN]])
     medians = {key: statistics.median(values) for key, values in times.items()}
+    cost = {key: contest.cost(key, results[key]) for key in ways}
+    everything = min(medians[PLAIN], medians[ENGINE])
+    device = jax.local_devices()[0].device_kind
     rows = []
     for key, value in medians.items():
-        if key == "full image":
-            cost = flops.model_macs(parts.patches.model, SIZE)
-        else:
-            cost = float(counts[key] @ macs)
+        same = None
+        if key in contest.rules:
+            chosen = table[np.arange(options.images), results[key].exit]
+            same = float((results[key].predicted == chosen).mean())
         rows.append(
             {
                 "network": name,
-                "device": jax.devices()[0].device_kind,
+                "device": device,
+                "cores": len(os.sched_getaffinity(0)),
+                "dtype": dtype,
                 "run": key,
-                "budget_macs": cost,
-                "macs_speedup": macs[-1] / cost,
-                "realised_speedup": medians["all steps"] / value,
-                "images_per_second": len(images) / value,
+                "budget_macs": cost[key],
+                "macs_speedup": cost[PLAIN] / cost[key],
+                "realised_speedup": everything / value,
+                "images_per_second": options.images / value,
+                "same_class": same,
             }
         )
+    milliseconds = contest.engine.milliseconds()
+    print(
+        f"{name}, {dtype}: leaving at exit 1 … {INPUTS} costs "
+        + ", ".join(f"{ms:.4g}" for ms in milliseconds)
+        + " ms per image at full batches",
+        flush=True,
+    )
     return rows
+
+
+def show(row) -> None:
+    """Print a row."""
+    same = row["same_class"]
+    print(
+        f"{row['network']:12} {row['run']:22}{row['budget_macs'] / 1e9:7.3f} G"
+        f"  x{row['macs_speedup']:5.2f} in multiply-adds"
+        f"  x{row['realised_speedup']:5.2f} in time"
+        f"{100 * row['realised_speedup'] / row['macs_speedup']:6.1f} %"
+        f"{row['images_per_second']:10.1f} images/s"
+        + ("" if same is None else f"  same class: {100 * same:.2f} %"),
+        flush=True,
+    )
+
+
+def write(path: pathlib.Path, rows, options) -> None:
+    """Write the rows; keep those of other devices, types and networks."""
+    key = ("network", "device", "cores", "dtype", "images_from")
+    old = json.loads(path.read_text())["rows"] if path.exists() else []
+    settings = {k: getattr(options, k) for k in ("images", "batch", "repeats")}
+    settings |= {"images_from": options.images_from, "jax": jax.__version__}
+    rows = [row | settings for row in rows]
+    made = {tuple(row[k] for k in key) for row in rows}
+    kept = [row for row in old if tuple(row[k] for k in key) not in made]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({"rows": kept + rows}, indent=1) + "\n")
+    print(f"wrote {path}")
 
 
 def main() -> None:
     """Print the table and write the results."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--network", nargs="+", default=["resnet50", "densenet201"])
-    parser.add_argument("--images", type=int, default=512)
-    parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--repeats", type=int, default=3)
+    parser = argparse.ArgumentParser(
+        description=__doc__.splitlines()[0],
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--network", nargs="+", default=["resnet50", "densenet201"], help="names")
+    add("--dtype", nargs="+", default=["float32"], help="float32, bfloat16")
+    add("--images", type=int, default=1024, help="per run")
+    add("--batch", type=int, default=32, help="images of a launch")
+    add("--repeats", type=int, default=3, help="medians are taken over")
+    add("--images-from", choices=("device", "host"), default="device", help="at start")
+    add("--output", type=pathlib.Path, default=RESULTS, help="results are written here")
     options = parser.parse_args()
     rows = []
     for name in options.network:
-        for row in measure(name, options):
-            rows.append(row)
-            print(
-                f"{row['network']:12} {row['run']:12} {row['budget_macs'] / 1e9:6.3f} G"
-                f"  x{row['macs_speedup']:5.2f} in multiply-adds"
-                f"  x{row['realised_speedup']:5.2f} in time"
-                f"  {row['images_per_second']:8.1f} images/s",
-                flush=True,
-            )
-    RESULTS.parent.mkdir(exist_ok=True)
-    about = {"jax": jax.__version__, "options": vars(options), "rows": rows}
-    RESULTS.write_text(json.dumps(about, indent=1) + "\n")
-    print(f"wrote {RESULTS}")
+        for dtype in options.dtype:
+            found = measure(name, dtype, options)
+            rows += found
+            for row in found:
+                show(row)
+            write(options.output, rows, options)
 
 
 if __name__ == "__main__":
