@@ -2,7 +2,7 @@
 
 Localizing Semantic Patches (2022), Sec. 4: anytime prediction (Fig. 6), budgeted batch
 classification (Fig. 5), random patches (Table 3), the number of inputs E(t) and the
-distribution over exits (Fig. 7). Thresholds are fitted on the calibration split and
+distribution over exits (Fig. 7), and milliseconds. Thresholds are fitted on the calibration split and
 scored on the test split, never on the images they were fitted to.
 """
 
@@ -19,6 +19,7 @@ from anchornet_jax import (
     parallel,
     sequence,
     stopping,
+    timing,
     views,
     workdir,
 )
@@ -56,6 +57,7 @@ def evaluate(config, directory) -> dict:
         )
     )
     sequence.check_images(method, source.image_size)
+    timing.check(**config.timing)
     macs = method.macs(source.image_size)
     directory = workdir.claim(directory, config.to_dict())
 
@@ -69,8 +71,12 @@ def evaluate(config, directory) -> dict:
     random = _table(found, macs, "random_")
 
     curve = _budgeted(tables, config.budgets, config.rule)
+    anytime = _anytime(tables["test"], random)
     full = _full_image(config, source, trained.get("full_image"))
     point = _operating_point(curve, full)
+    milliseconds = None
+    if config.timing.images:
+        milliseconds = _time(config, source, method, curve, anytime, full, trained)
     summary = {
         "data": config.data.name,
         "classes": source.classes,
@@ -78,8 +84,9 @@ def evaluate(config, directory) -> dict:
         "fuse": config.fuse,
         "anchornet": _anchornet(found, method, source.image_size),
         "full_image": full,
-        "anytime": _anytime(tables["test"], random),
+        "anytime": anytime,
         "budgeted": curve,
+        "exit_time_ms": milliseconds,
     }
     if jax.process_index() == 0:
         for name, table in {**tables, "random": random}.items():
@@ -181,6 +188,32 @@ def _full_image(config, source, network) -> dict | None:
         "accuracy": float((found["class"] == found["label"]).mean()),
         "macs": flops.model_macs(network.model, source.image_size),
     }
+
+
+def _time(config, source, method, curve, anytime, full, trained) -> list[float]:
+    """Add milliseconds to the rows; return what leaving at each exit costs."""
+    images, wanted = [], config.timing.images
+    for batch in data.evaluation(
+        source, config.test_split, batch_size=config.batch_size
+    ):
+        images.extend(parallel.gather(batch["image"])[parallel.gather(batch["mask"])])
+        if len(images) >= wanted:
+            break
+    rules = [stopping.from_json(row["rule"]) for row in curve]
+    budgeted, fixed, whole, cost = timing.measure(
+        method,
+        np.array(images[:wanted]),
+        config.timing.batch_size,
+        rules,
+        trained.get("full_image"),
+    )
+    for row, value in zip(curve, budgeted):
+        row["mean_time_ms"] = value
+    for row, value in zip(anytime, fixed):
+        row["time_ms"] = value
+    if full:
+        full["time_ms"] = whole
+    return cost
 
 
 def _anchornet(found, method, image_size) -> dict:

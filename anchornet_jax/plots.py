@@ -89,14 +89,16 @@ def accuracy_cost(
     if x == "macs":
         axes.xaxis.set_major_formatter(ticker.EngFormatter(sep="\u2009"))
     for name, (label, key, rows) in series.items():
-        points = sorted((r[key], 100 * r["accuracy"]) for r in rows if key in r)
+        points = sorted(
+            (r[key], 100 * r["accuracy"]) for r in rows if r.get(key) is not None
+        )
         if points:
             _line(axes, points, label, name, zorder=3 + (name == "budgeted"))
     if not axes.lines:
         raise ValueError(f"`x` is {x!r}, which no row of `summary` has")
     _reference(axes, summary["full_image"])
     for row in summary["anytime"]:
-        if x in row:
+        if row.get(x) is not None:
             _note(axes, str(row["inputs"]), (row[x], 100 * row["accuracy"]), (5, -10))
     _overlay(axes, published)
     axes.set_xlim(left=0)

@@ -19,6 +19,7 @@ ROUNDING = 1e-9  # of accuracies that are compared
 ROWS = 6  # of examples in one figure, so that it fits on a printed page
 TITLES = {
     "accuracy_cost": "Accuracy against cost",
+    "accuracy_time": "Accuracy against time",
     "examples": "Where the networks looked",
     "accuracy_inputs": "What choosing the patches is worth",
     "exit_distribution": "When images leave",
@@ -28,6 +29,8 @@ READING_AIDS = {
         stops as soon as the networks are sure enough, at the squares all images get
         the same number of inputs (written beside them), and the dotted level is what
         one network that sees the full image reaches.""",
+    "accuracy_time": """The same in milliseconds, measured with the engine that lets
+        images leave when they are sure and fills their places in the batch.""",
     "examples": """Orange is where AnchorNet found evidence (scaled for each image) and
         the squares are its patches, best first; beside them stands each input with the
         class predicted after it, and what is pale was not needed any more.""",
@@ -97,11 +100,12 @@ def write(directory: str | os.PathLike) -> pathlib.Path:
     others = published.BUDGETED + published.STATIC if imagenet else ()
     figures = {
         "accuracy_cost": [plots.accuracy_cost(summary, published=others)],
+        "accuracy_time": _time(summary),
         "examples": _examples(arrays, summary["classes"]),
         "accuracy_inputs": [plots.accuracy_inputs(summary)],
         "exit_distribution": [plots.exit_distribution(summary["budgeted"])],
     }
-    parts = [_part(directory, name, parts) for name, parts in figures.items()]
+    parts = [_part(directory, name, drawn) for name, drawn in figures.items() if drawn]
     page = PAGE.substitute(
         title=html.escape(f"AnchorNet on {summary['data']}"),
         finding=html.escape(finding(summary)),
@@ -142,7 +146,12 @@ def finding(summary: dict) -> str:
     return (
         f"{verb} the full-image network on the test images "
         f"({_percent(row['accuracy'])} against {_percent(full['accuracy'])} right) at "
-        f"{row['mean_macs'] / full['macs']:.2f} times its multiply-adds."
+        f"{row['mean_macs'] / full['macs']:.2f} times its multiply-adds"
+        + (
+            f" and {row['mean_time_ms'] / full['time_ms']:.2f} times its milliseconds."
+            if full.get("time_ms")
+            else "."
+        )
     )
 
 
@@ -166,6 +175,12 @@ def _threshold(value: float) -> str:
 def _macs(value: float) -> str:
     unit, letter = (1e9, "G") if value >= 1e9 else (1e6, "M")
     return f"{value / unit:.{2 if letter == 'G' else 1}f}\u00a0{letter}"
+
+
+def _time(summary) -> list:
+    """Draw the curve in milliseconds, where they were measured."""
+    measured = summary["exit_time_ms"]
+    return [plots.accuracy_cost(summary, x="time_ms")] if measured else []
 
 
 def _examples(arrays, classes) -> list:
@@ -254,11 +269,15 @@ def _anytime(summary) -> str:
 
 def _budgeted(summary) -> str:
     header = ["budget", "used", "accuracy", "mean inputs"]
+    if summary["exit_time_ms"]:
+        header.insert(2, "ms")
     header += [plots.exit_name(exit) for exit in range(len(summary["anytime"]))]
     rows = []
     for row in sorted(summary["budgeted"], key=lambda row: row["budget_macs"]):
         costs = (_macs(row["budget_macs"]), _macs(row["mean_macs"]))
         numbers = (f"{row['expected_inputs']:.2f}", *map(_percent, row["exits"]))
+        if summary["exit_time_ms"]:
+            costs += (f"{row['mean_time_ms']:.2f}",)
         rows.append([*costs, _percent(row["accuracy"]), *numbers])
         if row["thresholds"]:
             rows[-1].append(", ".join(map(_threshold, row["thresholds"])))

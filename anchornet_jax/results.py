@@ -1,7 +1,7 @@
 """What an evaluation leaves in its directory, read back and checked.
 
 `summary.json` holds what `SUMMARY` lists: accuracies, coverage and exits are fractions,
-costs multiply-adds per image. `examples.npz` holds some test images and what the
+costs multiply-adds or milliseconds per image. `examples.npz` holds some test images and what the
 networks made of them, as `EXAMPLES` lists.
 
     summary, arrays = results.read("out")
@@ -17,24 +17,27 @@ import numpy as np
 
 # A list has one entry or more, each of that form; `?` marks what may be null or absent.
 COST = {"accuracy": "share", "macs": "number"}
+TIMED = COST | {"time_ms?": "number"}
 SUMMARY = {
     "classes": ["text"],
     "data": "text",
     "patch_size": "number",
     "fuse": "text",
     "anchornet": COST | {"box_coverage?": "share"},
-    "full_image?": COST,
-    "anytime": [COST | {"inputs": "number", "random_patches_accuracy": "share"}],
+    "full_image?": TIMED,
+    "anytime": [TIMED | {"inputs": "number", "random_patches_accuracy": "share"}],
     "budgeted": [
         {
             "budget_macs": "number",
             "mean_macs": "number",
+            "mean_time_ms?": "number",
             "accuracy": "share",
             "exits": ["share"],
             "expected_inputs": "number",
             "thresholds?": ["number"],
         }
     ],
+    "exit_time_ms?": ["number"],
     "seconds?": {},
 }
 ALLOWED = {

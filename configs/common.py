@@ -63,6 +63,9 @@ def get_config() -> ml_collections.ConfigDict:
     config.fuse = "logits"  # what is summed over inputs: logits | probabilities
     config.rule = "thresholds"  # who leaves when: geometric | thresholds | value
     config.budgets = 20  # points of the budgeted curve
+    config.timing = ml_collections.ConfigDict()  # of the engine, milliseconds per image
+    config.timing.images = 4096  # test images to measure with; 0: nothing is measured
+    config.timing.batch_size = 128  # images of a launch, on each device
 
     # The export: of `networks`, with the rules that an evaluation of them fitted.
     config.evaluation = ""  # its directory; may stay empty

@@ -9,12 +9,17 @@ SIZE, PATCH, STRIDE, GRID = 48, 20, 4, 8  # (48 - 20) / 4 + 1 = 8
 
 def summary():
     """Return a fresh summary."""
-    rows = [(1, 0.6, 0.6, 10e6), (2, 0.8, 0.65, 30e6), (3, 0.9, 0.7, 40e6)]
-    names = ("inputs", "accuracy", "random_patches_accuracy", "macs")
+    rows = [
+        (1, 0.6, 0.6, 10e6, 1.0),
+        (2, 0.8, 0.65, 30e6, 4.0),
+        (3, 0.9, 0.7, 40e6, 5.0),
+    ]
+    names = ("inputs", "accuracy", "random_patches_accuracy", "macs", "time_ms")
     budgeted = [
         {
             "budget_macs": budget,
             "mean_macs": budget - 1e6,
+            "mean_time_ms": budget / 10e6 + 0.25,
             "accuracy": accuracy,
             "thresholds": [0.75, 2.0],
             "exits": exits,
@@ -32,9 +37,10 @@ def summary():
         "patch_size": PATCH,
         "fuse": "logits",
         "anchornet": {"accuracy": 0.84, "box_coverage": 0.93, "macs": 6e6},
-        "full_image": {"accuracy": 0.9, "macs": 100e6},
+        "full_image": {"accuracy": 0.9, "macs": 100e6, "time_ms": 10.0},
         "anytime": [dict(zip(names, row)) for row in rows],
         "budgeted": budgeted,
+        "exit_time_ms": [0.9, 3.9, 4.9],
         "seconds": {"data": 40.1, "anchornet": 240.0},
     }
 

@@ -28,6 +28,7 @@ def small_demo(data_dir):
         if stage.model == "resnet10":
             stage.model = "tiny"
         stage.inputs, stage.budgets = 3, 4
+        stage.timing.images, stage.timing.batch_size = 20, 8
         stage.view.k = 2
     return config
 
@@ -51,9 +52,17 @@ def test_demo_end_to_end(data_dir, tmp_path, tiny):  # noqa: F811
         assert row["mean_macs"] >= summary["anytime"][0]["macs"]
         assert {"budget_macs", "accuracy", "thresholds", "exits"} <= set(row)
         assert sum(row["exits"]) == pytest.approx(1)
+        assert row["mean_time_ms"] > 0
+    assert len(summary["exit_time_ms"]) == 3
+    assert all(row["time_ms"] > 0 for row in summary["anytime"])
     assert set(summary["seconds"]) == set(config.stages)
     names = set(os.listdir(tmp_path))
-    assert {"report.html", "accuracy_cost.png", "examples.png"} <= names
+    assert {
+        "report.html",
+        "accuracy_cost.png",
+        "accuracy_time.png",
+        "examples.png",
+    } <= names
     found = export.load(tmp_path / "export")
     assert [*found.rules] == [row["budget_macs"] for row in summary["budgeted"]]
     assert found.method.inputs == 3 and len(found.classes) == 10  # digits

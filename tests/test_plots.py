@@ -73,6 +73,8 @@ def test_accuracy_cost_without_a_full_image_network(summary):
 def test_accuracy_cost_in_milliseconds(summary):
     for row in summary["budgeted"]:
         row["mean_time_ms"] = row["mean_macs"] / 1e8
+    for row in summary["anytime"]:
+        row["time_ms"] = None
     figure = plots.accuracy_cost(summary, x="time_ms")
     assert figure.axes[0].get_xlabel() == "Time per image (ms)"
     drawn = lines(figure)
@@ -86,13 +88,19 @@ def test_accuracy_cost_in_milliseconds(summary):
     "kwargs, message",
     [
         ({"x": "flops"}, "`x` is 'flops'; choose one of"),
-        ({"x": "time_ms"}, "no row of `summary` has"),
         ({"x": "time_ms", "published": published.STATIC}, "multiply-adds only"),
     ],
 )
 def test_accuracy_cost_refuses(summary, kwargs, message):
     with pytest.raises(ValueError, match=message):
         plots.accuracy_cost(summary, **kwargs)
+
+
+def test_cost_that_was_not_measured(summary):
+    untimed = {k: [] if k == "budgeted" else None for k in ("budgeted", "full_image")}
+    untimed["anytime"] = [row | {"time_ms": None} for row in summary["anytime"]]
+    with pytest.raises(ValueError, match="no row of `summary` has"):
+        plots.accuracy_cost(untimed, x="time_ms")
 
 
 def test_published_points_carry_their_source(summary):

@@ -61,7 +61,8 @@ def text(directory):
 
 def test_figures_are_files_and_in_the_page(directory, text):
     names = {path.name for path in directory.iterdir()}
-    figures = ("accuracy_cost", "examples", "accuracy_inputs", "exit_distribution")
+    figures = ("accuracy_cost", "accuracy_time", "examples", "accuracy_inputs")
+    figures += ("exit_distribution",)
     expected = {f"{name}.{suffix}" for name in figures for suffix in ("png", "svg")}
     assert names == expected | {"report.html", "summary.json", "examples.npz"}
     images = Page(text).images
@@ -92,13 +93,13 @@ def test_tables(text):
     rows = [[cell.replace("\u00a0", " ") for cell in row] for row in Page(text).rows]
     assert ["AnchorNet alone", "84.0 %", "6.0 M"] in rows
     assert ["2", "80.0 %", "65.0 %", "30.0 M"] in rows
-    budgets = [row for row in rows if len(row) == 8]
+    budgets = [row for row in rows if len(row) == 9]
     assert budgets == [
-        ["budget", "used", "accuracy", "mean inputs", "glance", "1 patch", "2 patches",
+        ["budget", "used", "ms", "accuracy", "mean inputs", "glance", "1 patch", "2 patches",
          "thresholds"],
-        ["20.0 M", "19.0 M", "82.0 %", "1.75", "50.0 %", "25.0 %", "25.0 %",
+        ["20.0 M", "19.0 M", "2.25", "82.0 %", "1.75", "50.0 %", "25.0 %", "25.0 %",
          "0.750, never"],
-        ["30.0 M", "29.0 M", "88.0 %", "2.25", "25.0 %", "25.0 %", "50.0 %",
+        ["30.0 M", "29.0 M", "3.25", "88.0 %", "2.25", "25.0 %", "25.0 %", "50.0 %",
          "0.750, never"],
     ]  # fmt: skip
     assert ["together", "283.1"] in rows
@@ -109,9 +110,9 @@ def test_bare_results(tmp_path):
     """No full-image network, boxes, thresholds or times; more images than one figure."""
     summary, arrays = fake_results.summary(), fake_results.arrays()
     summary["full_image"] = summary["anchornet"]["box_coverage"] = None
-    del summary["seconds"], arrays["box"]
+    del summary["seconds"], summary["exit_time_ms"], arrays["box"]
     for row in summary["budgeted"]:
-        del row["thresholds"]
+        del row["thresholds"], row["mean_time_ms"]
     arrays = {k: np.concatenate([v, v]) if v.ndim else v for k, v in arrays.items()}
     fake_results.write(tmp_path, summary, arrays)
     page = report.write(tmp_path).read_text(encoding="utf-8")
@@ -139,6 +140,8 @@ def test_finding_says_what_is_true(accuracies, verb, accuracy, times):
         f"Early exit {verb} the full-image network on the test images ({accuracy}.0 % "
         f"against 90.0 % right) at {times:.2f} times its multiply-adds."
     )
+    summary["full_image"]["time_ms"] = 10.0
+    assert "multiply-adds and 0." in report.finding(summary)
 
 
 def test_finding_without_a_reference():
@@ -156,8 +159,9 @@ def test_finding_without_a_reference():
 def test_published_curves_only_beside_imagenet(tmp_path, monkeypatch, data, overlaid):
     seen = {}
 
-    def accuracy_cost(summary, *, published):
-        seen["published"] = published
+    def accuracy_cost(summary, *, x="macs", published=None):
+        if x == "macs":
+            seen["published"] = published
         return plots.accuracy_inputs(summary)
 
     monkeypatch.setattr(plots, "accuracy_cost", accuracy_cost)
