@@ -28,6 +28,12 @@ def test_anchornet():
         (lambda x: lax.scan(lambda c, _: (c @ x, None), x, length=10)[0], 5120),
         (lambda x: lax.cond(x[0, 0] > 0, lambda: x @ x, lambda: x), 512),
         (lambda x: lax.fori_loop(0, x[0, 0].astype(int), lambda i, c: c @ x, x), 512),
+        (
+            lambda x: lax.platform_dependent(
+                x, cpu=lambda x: x @ x @ x, default=lambda x: x @ x
+            ),
+            512,
+        ),
         (jax.vmap(lambda row: row @ row), 64),
         (jax.checkpoint(lambda x: x @ x), 512),
     ],

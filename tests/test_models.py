@@ -1,0 +1,161 @@
+"""Every network: parameters, multiply-adds, and what all of them promise."""
+
+import functools
+
+import flax
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+
+from anchornet_jax import flops, models
+from anchornet_jax.models import layers, mobilenet, regnet
+
+# Parameters, and multiply-adds at 224 and at 95 pixels, all with 1000 classes. Where no
+# source is named: torchvision 0.28, its parameters summed and the multiply-adds of its
+# Conv2d and Linear layers counted with hooks in PyTorch 2.13. Published figures agree:
+# torchvision's table of weights rounds the same multiply-adds to 0.01 G.
+NETWORKS = {
+    # 2022, Sec. 3.2: 60 M multiply-adds. The published state dict has 674,984 entries, of
+    # which 288 are never used.
+    "anchornet": (674_696, 60_538_544, 4_433_072),
+    # No source: it exists only here.
+    "resnet10": (1_483_400, 203_769_856, 37_636_096),
+    "resnet18": (11_689_512, 1_814_073_344, 333_615_104),
+    "resnet34": (21_797_672, 3_663_761_408, 673_353_728),
+    # 2022, Sec. 3.2 has 4,089 M; the authors' code counts 0.752 G at 95 pixels.
+    "resnet50": (25_557_032, 4_089_184_256, 752_746_496),
+    "resnet101": (44_549_160, 7_801_405_440, 1_434_583_040),
+    "resnet152": (60_192_808, 11_513_626_624, 2_116_419_584),
+    "resnext50_32x4d": (25_028_904, 4_230_479_872, 778_698_752),
+    "densenet121": (7_978_856, 2_834_161_664, 521_396_224),
+    "densenet161": (28_681_000, 7_727_907_072, 1_421_213_952),
+    "densenet169": (14_149_480, 3_359_843_328, 618_472_448),
+    # The authors' code counts 0.790 G at 95 pixels.
+    "densenet201": (20_013_928, 4_291_365_888, 789_777_408),
+    "mobilenet_v3_large": (5_483_032, 216_589_760, 43_060_160),
+    "efficientnet_b0": (5_288_548, 385_814_752, 72_420_832),
+    "efficientnet_b1": (7_794_184, 569_651_680, 106_579_680),
+    "efficientnet_b2": (9_109_994, 658_963_440, 123_255_920),
+    "efficientnet_b3": (12_233_232, 962_708_240, 179_595_920),
+    "regnet_y_400mf": (4_344_144, 401_842_848, 74_708_128),
+    # timm's table of results: 6.06 M parameters, 0.61 G. torchvision has none.
+    "regnet_y_600mf": (6_055_160, 601_220_992, 111_626_112),
+    "regnet_y_800mf": (6_432_512, 833_856_256, 154_483_456),
+    "regnet_y_1_6gf": (11_202_430, 1_612_076_160, 298_051_200),
+}
+
+
+def images(size):
+    return jax.ShapeDtypeStruct((1, size, size, 3), "float32")
+
+
+def test_table_is_complete():
+    assert NETWORKS.keys() == models.MODELS.keys()
+
+
+@pytest.mark.parametrize("name", models.MODELS)
+def test_parameters_and_macs(name):
+    model = models.create(name, num_classes=1000)
+    parameters = set()
+
+    def run(key, images):  # one trace gives both, and drawing parameters multiplies none
+        (logits, _), variables = model.init_with_output(key, images)
+        parameters.add(flops.parameters(variables))
+        return logits
+
+    macs = [flops.macs(run, jax.random.key(0), images(size)) for size in (224, 95)]
+    assert (*parameters, *macs) == NETWORKS[name]
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["resnext50_32x4d", "densenet121", "mobilenet_v3_large", "efficientnet_b0"]
+    + ["regnet_y_400mf"],
+)
+def test_bfloat16_keeps_float32_parameters_and_logits(name):
+    model = models.create(name, num_classes=7, dtype="bfloat16")
+    (logits, out), variables = jax.eval_shape(
+        model.init_with_output, jax.random.key(0), images(95)
+    )
+    assert (logits.shape, logits.dtype) == ((1, 7), jnp.float32)
+    assert out["features"].shape[:3] == (1, 3, 3)  # stride 32
+    assert out["features"].dtype == jnp.bfloat16
+    assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
+
+
+@pytest.mark.parametrize("name", ["mobilenet_v3_large", "efficientnet_b0"])
+def test_training_drops_at_random(name):
+    model = models.create(name, num_classes=7)
+    variables = jax.eval_shape(model.init, jax.random.key(0), images(32))
+    train = functools.partial(model.apply, train=True, mutable=["batch_stats"])
+    with pytest.raises(flax.errors.InvalidRngError, match="dropout"):
+        jax.eval_shape(train, variables, images(32))
+    rngs = {"dropout": jax.random.key(0)}
+    jax.eval_shape(functools.partial(train, rngs=rngs), variables, images(32))
+
+
+def test_stochastic_depth_leaves_out_whole_images(key):
+    """What is left weighs more, so that the mean stays (Huang et al., 2016)."""
+
+    def block(rate):
+        conv_bn = functools.partial(
+            layers.conv_bn, train=False, axis_name=None, dtype=jnp.float32
+        )
+        drop = nn.Dropout(rate, broadcast_dims=(1, 2, 3), deterministic=False)
+        return mobilenet.MBConv(conv_bn, 3, 4, 4, 1, nn.relu, drop=drop)
+
+    x = jax.random.normal(key, (64, 2, 2, 4))
+    variables = block(0.0).init({"params": key, "dropout": key}, x)
+    added = block(0.0).apply(variables, x, rngs={"dropout": key}) - x
+    dropped = block(0.25).apply(variables, x, rngs={"dropout": key}) - x
+    kept = np.abs(dropped).max((1, 2, 3)) > 0
+    assert 38 < kept.sum() < 58  # three standard deviations around 48
+    np.testing.assert_allclose(dropped[kept], added[kept] / 0.75, atol=1e-5)
+
+
+def test_regnet_stages():
+    # Channels and blocks of RegNetY-600MF in pycls' model zoo and in timm.
+    expected = ((1, 48), (3, 112), (7, 256), (4, 608))
+    assert regnet.stages(15, 48, 32.54, 2.32, 16) == expected
+
+
+@pytest.mark.parametrize(
+    ("channels", "features", "groups", "stride"),
+    [(8, 8, 2, 1), (40, 20, 5, 2), (72, 72, 9, 1), (80, 160, 2, 2)],
+)
+def test_grouped_equals_native(channels, features, groups, stride, key):
+    keys = jax.random.split(key, 3)
+    x = jax.random.normal(keys[0], (2, 7, 6, channels))
+    kernel = jax.random.normal(keys[1], (3, 3, channels // groups, features))
+    where = {"stride": stride, "padding": 1, "groups": groups}
+
+    @jax.jit
+    def run(x, kernel, seed):
+        ours, pull = jax.vjp(lambda *a: layers.grouped(*a, **where), x, kernel)
+        native, pull_native = jax.vjp(lambda *a: layers._native(*a, **where), x, kernel)
+        gradient = jax.random.normal(seed, ours.shape)
+        return (ours, *pull(gradient)), (native, *pull_native(gradient))
+
+    for one, other in zip(*run(x, kernel, keys[2])):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.parametrize(("platform", "count"), [("cpu", 4), ("cuda", 1), ("tpu", 1)])
+def test_grouped_compiles_natively_elsewhere(platform, count):
+    """Four blocks of 32 channels on CPU, one grouped convolution on GPU and TPU."""
+    x, kernel = jnp.zeros((1, 8, 8, 128)), jnp.zeros((3, 3, 4, 128))
+    function = jax.jit(lambda x, k: layers.grouped(x, k, 1, 1, 32))
+    lowered = function.trace(x, kernel).lower(lowering_platforms=(platform,))
+    assert lowered.as_text().count("stablehlo.convolution") == count
+
+
+@pytest.mark.parametrize("size", [6, 7])
+def test_pooling(size, key):
+    x = nn.relu(jax.random.normal(key, (2, size, size + 1, 3)))
+    np.testing.assert_allclose(
+        layers.average_pool(x, 2, 2), nn.avg_pool(x, (2, 2), (2, 2)), atol=1e-6
+    )
+    native = nn.max_pool(x, (3, 3), (2, 2), [(1, 1), (1, 1)])
+    np.testing.assert_array_equal(layers.max_pool(x, 3, 2, 1), native)
