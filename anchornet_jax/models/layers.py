@@ -63,9 +63,9 @@ def _taps(x, side, stride, padding):
     x = jnp.pad(x, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
     height, width = ((n - side) // stride + 1 for n in x.shape[1:3])
     for i, j in itertools.product(range(side), repeat=2):
-        rows = slice(i, i + (height - 1) * stride + 1, stride)
-        columns = slice(j, j + (width - 1) * stride + 1, stride)
-        yield i, j, x[:, rows, columns]
+        stop = (i + (height - 1) * stride + 1, j + (width - 1) * stride + 1)
+        window = (0, i, j, 0), (x.shape[0], *stop, x.shape[3])
+        yield i, j, lax.slice(x, *window, (1, stride, stride, 1))
 
 
 def _shifted(x, kernel, *, stride, padding):
