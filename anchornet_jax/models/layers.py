@@ -2,8 +2,10 @@
 
 A convolution is computed in the form that its platform runs fastest; parameters and
 results do not depend on the form. On CPU a depthwise convolution is a sum of shifted
-slices, 30 to 90 times faster than XLA's grouped convolution; elsewhere the native
-convolution is kept. A 1x1 convolution is a matrix product everywhere.
+slices, 30 to 90 times faster than XLA's grouped convolution, and one of wider groups a
+few dense ones: at 24x24x128 in 32 groups, batch 32, its gradient takes 41 ms instead of
+9.7 s. Elsewhere the native convolution is kept. A 1x1 convolution is a matrix product
+everywhere.
 """
 
 import functools
@@ -20,7 +22,7 @@ from jax import lax
 KAIMING = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 KAIMING_IN = nn.initializers.variance_scaling(2.0, "fan_in", "normal")
 TORCH_LINEAR = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
-BLOCK = 32  # channels that a grouped convolution takes at once on CPU, measured
+BLOCK = 32  # channels per dense convolution; on CPU 64 and 128 are slower, 16 no faster
 
 
 def make_divisible(channels: float, divisor: int = 8) -> int:
