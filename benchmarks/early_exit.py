@@ -1,7 +1,7 @@
 """Does early exit save time? The engine on the exit pattern of a published table.
 
     python benchmarks/early_exit.py
-    python benchmarks/early_exit.py --network resnet10 --images 64 --batch 8  # a try
+    python benchmarks/early_exit.py --network resnet10 --images 64 --batch 8  # try it
 
 Needs jax and flax alone. The networks have random parameters; who leaves where is drawn
 with the shares of the published ImageNet table (DenseNet-201, five budgets), so every
@@ -31,7 +31,7 @@ from anchornet_jax import flops, inference, models, sequence, views
 from anchornet_jax.models import Network
 
 RESULTS = pathlib.Path(__file__).parent / "results" / "early_exit.json"
-SIZE, INPUTS, CLASSES = 224, 5, 1000
+INPUTS, CLASSES = 5, 1000
 # Shares of images that leave after 1 ... 5 inputs, as thresholds fitted to five budgets
 # let them leave on the published per-image results of the authors' DenseNet-201.
 SHARES = {
@@ -80,11 +80,11 @@ class Contest:
 
     def __init__(self, name, dtype, options):
         """Compile everything."""
-        anchornet = network("anchornet", SIZE, 0, dtype)
+        anchornet = network("anchornet", options.size, 0, dtype)
         backbone = network(name, anchornet.model.field.size, 1, dtype)
         self.method = sequence.Sequence(anchornet, backbone, backbone, INPUTS, 0.3)
-        self.batch = options.batch
-        shape = (options.images, SIZE, SIZE, 3)
+        self.size, self.batch = options.size, options.batch
+        shape = (options.images, self.size, self.size, 3)
         self.images = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
         if options.images_from == "device":
             self.images = jax.device_put(self.images)
@@ -93,7 +93,7 @@ class Contest:
         self.engine = inference.Classifier(
             self.method,
             self.rules[ENGINE],
-            image_size=SIZE,
+            image_size=self.size,
             batch_size=options.batch,
             devices=jax.local_devices()[:1],
         )
@@ -140,9 +140,9 @@ class Contest:
 
     def cost(self, key, result) -> float:
         """Return the mean multiply-adds per image of one way."""
-        macs = np.array(self.method.macs(SIZE), float)
+        macs = np.array(self.method.macs(self.size), float)
         if key == FULL:
-            return flops.model_macs(self.method.patches.model, SIZE)
+            return flops.model_macs(self.method.patches.model, self.size)
         return macs[-1] if key == PLAIN else float(macs[result.exit].mean())
 
 
@@ -209,7 +209,8 @@ def write(path: pathlib.Path, rows, options) -> None:
     """Write the rows; keep those of other devices, types and networks."""
     key = ("network", "device", "cores", "dtype", "images_from")
     old = json.loads(path.read_text())["rows"] if path.exists() else []
-    settings = {k: getattr(options, k) for k in ("images", "batch", "repeats")}
+    names = ("images", "size", "batch", "repeats")
+    settings = {name: getattr(options, name) for name in names}
     settings |= {"images_from": options.images_from, "jax": jax.__version__}
     rows = [row | settings for row in rows]
     made = {tuple(row[k] for k in key) for row in rows}
@@ -230,6 +231,7 @@ def main() -> None:
     add("--dtype", nargs="+", default=["float32"], help="float32, bfloat16")
     add("--images", type=int, default=1024, help="per run")
     add("--batch", type=int, default=32, help="images of a launch")
+    add("--size", type=int, default=224, help="pixels of an image")
     add("--repeats", type=int, default=3, help="medians are taken over")
     add("--images-from", choices=("device", "host"), default="device", help="at start")
     add("--output", type=pathlib.Path, default=RESULTS, help="results are written here")

@@ -33,7 +33,9 @@ def run(script, *arguments, name="__main__", devices=2):
     return done.stdout
 
 
-@pytest.mark.parametrize("script", ["training_step.py", "throughput.py"])
+@pytest.mark.parametrize(
+    "script", ["training_step.py", "throughput.py", "early_exit.py"]
+)
 def test_imports(script):
     run(script, name="imported")
 
@@ -49,3 +51,19 @@ def test_throughput(tmp_path):
     for row in rows:
         assert row["macs_per_second"] > row["images_per_second"] > 0
         assert row["share_of_peak"] is None  # of a CPU
+
+
+def test_early_exit(tmp_path):
+    output = tmp_path / "early_exit.json"
+    flags = {"network": "resnet10", "size": 127, "images": 24, "batch": 8}
+    flags |= {"repeats": 1, "output": output}
+    printed = run("early_exit.py", *(f"--{k}={v}" for k, v in flags.items()))
+    rows = json.loads(output.read_text())["rows"]
+    assert len(printed.splitlines()) == len(rows) + 2
+    # Two ways to run all steps, the full image, and five budgets.
+    assert len(rows) == 3 + 5 and len({row["run"] for row in rows}) == len(rows)
+    for row in rows:
+        assert row["images_per_second"] > 0 and row["realised_speedup"] > 0
+        assert row["same_class"] in (None, 1.0)
+    budgets = [row["macs_speedup"] for row in rows if row["run"].endswith(" G")]
+    assert min(budgets) > 1
