@@ -1,0 +1,97 @@
+"""What the README says to type exists: configs, keys, flags, make targets, snippets."""
+
+import ast
+import importlib
+import pathlib
+import re
+import shlex
+
+import pytest
+from absl import flags
+
+from configs import common
+
+ROOT = pathlib.Path(__file__).parent.parent
+TEXT = (ROOT / "README.md").read_text()
+BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```", TEXT, re.MULTILINE | re.DOTALL)
+SHELL = "\n".join(text for kind, text in BLOCKS if kind == "bash")
+SHELL = SHELL.replace("\\\n", " ")
+
+
+def commands(program):
+    """Return the arguments of each line of the README that runs a program."""
+    lines = [shlex.split(line, comments=True) for line in SHELL.splitlines()]
+    return [line[len(program) :] for line in lines if line[: len(program)] == program]
+
+
+TABLE = [
+    row.split() for row in re.findall(r"^\| `(configs/\S+ [^`]*)`", TEXT, re.MULTILINE)
+]
+MAIN = [
+    *commands(["python", "main.py"]),
+    *([f"--config={file}", *rest] for file, *rest in TABLE),
+]
+
+
+def load(value):
+    """Return the config that `--config=value` gives, locked as main.py locks it."""
+    path, _, argument = value.partition(":")
+    assert (ROOT / path).is_file(), path
+    module = importlib.import_module(path.removesuffix(".py").replace("/", "."))
+    return module.get_config(*[argument] if argument else []).lock()
+
+
+@pytest.mark.parametrize("arguments", MAIN, ids=" ".join)
+def test_command_is_understood(arguments):
+    import main  # noqa: F401, which defines the flags
+
+    given = dict(
+        argument.removeprefix("--").partition("=")[::2] for argument in arguments
+    )
+    if given["config"] == "...":
+        config = common.get_config()
+    else:
+        config = load(given["config"])
+    assert "workdir" in given
+    for name, value in given.items():
+        if not name.startswith("config."):
+            assert name in flags.FLAGS, name
+            continue
+        *parts, key = name.removeprefix("config.").split(".")
+        place = config
+        for part in parts:
+            place = place[part]
+        kind = type(place[key])  # an unknown key raises
+        if kind in (int, float):
+            kind(value)
+
+
+def test_commands_were_found():
+    assert len(MAIN) > 15 and len(TABLE) > 8
+
+
+def test_other_files_and_targets_exist():
+    targets = re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    asked = re.findall(r"^make (\w+)", SHELL, re.MULTILINE)
+    assert asked and set(asked) <= set(targets)
+    for path in re.findall(r"\b(?:benchmarks|configs|tests|colab)/[\w/]+\.\w+", TEXT):
+        assert (ROOT / path).is_file(), path
+
+
+def snippets():
+    """Return the README's Python, to be run where `runs/demo` is."""
+    return [text for kind, text in BLOCKS if kind == "python"]
+
+
+@pytest.mark.parametrize("text", snippets())
+def test_snippet_uses_what_exists(text):
+    """Every name taken from one of our modules is there; test_pipeline runs them."""
+    tree, ours = ast.parse(text), {}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.module.startswith("anchornet_jax"):
+            for alias in node.names:
+                module = f"{node.module}.{alias.name}"
+                ours[alias.asname or alias.name] = importlib.import_module(module)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and getattr(node.value, "id", None) in ours:
+            assert hasattr(ours[node.value.id], node.attr), ast.unparse(node)
