@@ -138,9 +138,13 @@ def make_train_step(model, view, optimizer, seed: int, accumulate: int = 1):
         )
         zeros = jax.tree.map(jnp.zeros_like, state.params)
         sums = dict.fromkeys(("loss", "count", "correct", "images"), jnp.float32(0))
-        (grads, sums, batch_stats), _ = jax.lax.scan(
-            add, (zeros, sums, state.batch_stats), parts, unroll=accumulate == 1
-        )
+        totals = (zeros, sums, state.batch_stats)
+        if accumulate == 1:  # XLA on CPU convolves many times slower inside a loop
+            (grads, sums, batch_stats), _ = add(
+                totals, jax.tree.map(lambda a: a[0], parts)
+            )
+        else:
+            (grads, sums, batch_stats), _ = jax.lax.scan(add, totals, parts)
         grads, sums = jax.lax.psum((grads, sums), parallel.AXIS)
         grads = jax.tree.map(lambda g: g / sums["count"], grads)
         changes, opt_state = optimizer.update(grads, state.opt_state, state.params)
