@@ -14,6 +14,7 @@ from clu import periodic_actions
 from anchornet_jax import (
     data,
     exits,
+    fitting,
     flops,
     networks,
     parallel,
@@ -148,7 +149,7 @@ def _budgeted(tables, points: int, rule: str) -> list[dict]:
     budgets = np.geomspace(cost[0], cost[-1], points + 1)[1:]
     names = {"budget": "budget_macs", "mean_cost": "mean_macs", "shares": "exits"}
     rows = []
-    for found in stopping.curve(tables["calibration"], tables["test"], budgets, rule):
+    for found in fitting.curve(tables["calibration"], tables["test"], budgets, rule):
         row = {names.get(key, key): value for key, value in found.items()}
         rows.append({**row, "thresholds": row["rule"].get("thresholds")})
         if not row["binding"]:

@@ -8,6 +8,7 @@ from any network. `anchornet_jax.stopping` fits rules to such a table.
     table = exits.ExitTable.load("table.npz", cost=[0.79, 1.64, 2.43])
     exits.apply(table, [0.7, 0.9]).accuracy
     exits.anytime(table)
+    table.with_cost([0.4, 1.1, 1.5], "ms")  # as measured on the device at hand
 """
 
 import csv
@@ -34,6 +35,7 @@ class ExitTable:
     correct: [n, E] bool.
     predicted: [n, E] int class at each exit, or None.
     label: [n] int, or None.
+    unit: of the cost, such as "G multiply-adds" or "ms"; said wherever a cost is.
 
     Raises:
         ValueError: arrays that disagree in shape or hold impossible values.
@@ -44,10 +46,12 @@ class ExitTable:
     correct: np.ndarray | None = None
     predicted: np.ndarray | None = None
     label: np.ndarray | None = None
+    unit: str = ""
 
     def __post_init__(self):
         confidence = _confidence(self.confidence)
         fields = {"confidence": confidence, "cost": _cost(self.cost, confidence)}
+        fields["unit"] = str(self.unit)
         n = len(confidence)
         if (self.predicted is None) != (self.label is None):
             raise ValueError("`predicted` and `label` must be given together")
@@ -68,12 +72,16 @@ class ExitTable:
 
     def select(self, rows=slice(None), exits: int | None = None) -> "ExitTable":
         """Return the table of some rows (indices, mask or slice) and the first exits."""
-        keep = {"cost": self.cost[:exits]}
+        keep = {"cost": self.cost[:exits], "unit": self.unit}
         for name in ("confidence", "correct", "predicted"):
             value = getattr(self, name)
             keep[name] = None if value is None else value[rows, :exits]
         keep["label"] = None if self.label is None else self.label[rows]
         return ExitTable(**keep)
+
+    def with_cost(self, cost, unit: str) -> "ExitTable":
+        """Return the table with other costs [E], and all budgets in their unit."""
+        return dataclasses.replace(self, cost=cost, unit=unit)
 
     def save(self, path: str | os.PathLike) -> None:
         """Write an `.npz` of the fields that are present, whole or not at all."""
@@ -91,7 +99,7 @@ class ExitTable:
             raise
 
     @classmethod
-    def load(cls, path: str | os.PathLike, *, cost=None) -> "ExitTable":
+    def load(cls, path: str | os.PathLike, *, cost=None, unit="") -> "ExitTable":
         """Read a table from `.npz` or `.csv`.
 
         An `.npz` holds arrays named as the fields. A `.csv` has a header and one line
@@ -102,6 +110,7 @@ class ExitTable:
         Args:
             path: the file.
             cost: [E]; needed when the file has no cost, and preferred to the file's.
+            unit: of the cost; an `.npz` may name its own.
 
         Raises:
             ValueError: not such a file, or what it holds is no exit table.
@@ -112,10 +121,10 @@ class ExitTable:
         try:
             fields = READERS[path.suffix](path)
             if cost is not None:
-                fields["cost"] = cost
+                fields |= {"cost": cost, "unit": unit}
             if missing := {"confidence", "cost"} - fields.keys():
                 raise ValueError(f"no {' and no '.join(sorted(missing))} in it")
-            return cls(**fields)
+            return cls(**{"unit": unit, **fields})
         except (ValueError, EOFError, zipfile.BadZipFile) as error:
             raise ValueError(f"{path}: {error}") from error
 
@@ -187,7 +196,7 @@ def _read_npz(path):
 
 
 def _read_csv(path):
-    with open(path, newline="", encoding="utf-8") as file:
+    with open(path, newline="", encoding="utf-8-sig") as file:
         header = next(csv.reader(file), [])
         header = [name.strip() for name in header]
         values = np.genfromtxt(file, delimiter=",", ndmin=2, encoding="utf-8")

@@ -20,7 +20,7 @@ from collections.abc import Iterable, Iterator
 import jax
 import numpy as np
 
-from anchornet_jax import folding, lanes, sequence, sources, stopping
+from anchornet_jax import fitting, folding, lanes, sequence, sources, stopping
 from anchornet_jax.lanes import Result
 from anchornet_jax.sources import StreamError
 
@@ -205,7 +205,7 @@ def load(
             "evaluation to fit a rule to; give `thresholds` or `inputs`"
         )
     else:
-        rule = stopping.fit(found.calibration, [budget])[0].rule
+        rule = fitting.fit(found.calibration, [budget])[0].rule
     return Classifier(found.method, rule, image_size=found.image_size, **options)
 
 

@@ -13,6 +13,7 @@ from anchornet_jax import (
     checkpoint,
     exits,
     export,
+    fitting,
     inference,
     models,
     networks,
@@ -219,7 +220,7 @@ def test_load(method, exported, tiny):  # noqa: F811
     assert (found.method.inputs, found.method.iou_threshold) == (3, 0.8)
     table = make_table(method)
     np.testing.assert_array_equal(found.calibration.confidence, table.confidence)
-    (fitted,) = stopping.fit(found.calibration, [table.cost[1]])
+    (fitted,) = fitting.fit(found.calibration, [table.cost[1]])
     assert fitted.rule.steps == 2
     about = json.loads((exported / "metadata.json").read_text())
     assert {"jax", "flax", "anchornet_jax"} <= set(about["versions"])
@@ -235,7 +236,7 @@ def test_classifier_of_an_export(exported, tiny, rule):  # noqa: F811
     value = {"budget": table.cost[1], "thresholds": [0.4, 0.6], "inputs": 2}[rule]
     classifier = inference.load(exported, **{rule: value}, batch_size=4)
     wanted = {
-        "budget": stopping.fit(table, [table.cost[1]])[0].rule,
+        "budget": fitting.fit(table, [table.cost[1]])[0].rule,
         "thresholds": stopping.ThresholdRule([0.4, 0.6]),
         "inputs": stopping.fixed(2, 3),
     }[rule]

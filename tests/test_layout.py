@@ -11,12 +11,11 @@ LAYERS = [  # lower never imports higher
         "__init__",
         "receptive_field",
         "exits",
-        "stopping",
         "flops",
         "published",
     },
     {"patches", "stopping"},
-    {"models.layers"},
+    {"models.layers", "fitting"},
     {
         "models.anchornet",
         "models.resnet",
