@@ -137,6 +137,7 @@ def _table(found, macs, prefix="") -> exits.ExitTable:
         predicted=found[f"{prefix}predicted"],
         label=found["label"],
         cost=np.asarray(macs, float),
+        unit="multiply-adds",
     )
 
 

@@ -197,28 +197,37 @@ def _read_npz(path):
 
 def _read_csv(path):
     with open(path, newline="", encoding="utf-8-sig") as file:
-        header = next(csv.reader(file), [])
-        header = [name.strip() for name in header]
-        values = np.genfromtxt(file, delimiter=",", ndmin=2, encoding="utf-8")
-    if values.shape[1:] != (len(header),):
-        raise ValueError(
-            f"{len(header)} names but {values.shape[1]} columns of numbers"
-        )
-    fields = {}
+        lines = [[cell.strip() for cell in line] for line in csv.reader(file) if line]
+    if len(lines) < 2:
+        raise ValueError("no header and lines of numbers in it")
+    header, *rows = lines
+    for row, cells in enumerate(rows):
+        if len(cells) != len(header):
+            raise ValueError(
+                f"image {row} has {len(cells)} columns, the header {len(header)}"
+            )
+    columns, fields = dict(zip(header, zip(*rows))), {}
     for name in ("confidence", "correct", "predicted", "cost"):
-        columns = [c for c in header if c.startswith(f"{name}_")]
-        wanted = [f"{name}_{t + 1}" for t in range(len(columns))]
-        if sorted(columns) != sorted(wanted):
-            raise ValueError(f"columns {columns}; they must be numbered 1, 2, …")
-        if columns:
-            fields[name] = values[:, [header.index(c) for c in wanted]]
-    if "label" in header:
-        fields["label"] = values[:, header.index("label")]
+        found = [column for column in columns if column.startswith(f"{name}_")]
+        wanted = [f"{name}_{t + 1}" for t in range(len(found))]
+        if sorted(found) != sorted(wanted):
+            raise ValueError(f"columns {found}; they must be numbered 1, 2, …")
+        if found:
+            fields[name] = np.stack([_numbers(c, columns[c]) for c in wanted], axis=1)
+    if "label" in columns:
+        fields["label"] = _numbers("label", columns["label"])
     if "cost" in fields:
         if (fields["cost"] != fields["cost"][:1]).any():
             raise ValueError("`cost` differs between lines; it belongs to the exits")
         fields["cost"] = fields["cost"][0]
     return fields
+
+
+def _numbers(name, cells):
+    try:
+        return np.array(cells, float)
+    except ValueError as error:
+        raise ValueError(f"column `{name}`: {error}") from error
 
 
 READERS = {".npz": _read_npz, ".csv": _read_csv}

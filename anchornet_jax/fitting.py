@@ -26,7 +26,7 @@ from anchornet_jax import exits, stopping
 PRICES = 60  # points of a path; budgets between two of them blend both rules
 HALVINGS = 20  # of a blend at most, until the budget is met to PRECISION
 PRECISION = 5e-4
-TRIES = 3  # dearer rules aimed at when a rule may spend more
+TRIES = 8  # dearer rules aimed at when a rule may spend more
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Fit:
     binding: bool = True
 
 
-def fit(table: exits.ExitTable, budgets, method: str = "value") -> list[Fit]:
+def fit(table: exits.ExitTable, budgets, method="value") -> list[Fit]:
     """Fit to each budget the most accurate rule that costs at most that on average.
 
     No budget gets a rule that is less accurate on `table` than a smaller budget's.
@@ -54,12 +54,12 @@ def fit(table: exits.ExitTable, budgets, method: str = "value") -> list[Fit]:
     Args:
         table: calibration images; never those on which the rules are judged.
         budgets: mean costs per image, in the unit of the table's cost, in any order.
-        method: one of `METHODS`.
+        method: one of `METHODS`, or a function from a table to rules, cheapest first.
 
     Raises:
         ValueError: an unknown method, or a budget below the cheapest exit's cost.
     """
-    if method not in METHODS:
+    if not callable(method) and method not in METHODS:
         raise ValueError(f"`method` is {method!r}; choose one of {sorted(METHODS)}")
     for budget in budgets:
         if not budget >= table.cost[0]:  # NaN included
@@ -67,7 +67,8 @@ def fit(table: exits.ExitTable, budgets, method: str = "value") -> list[Fit]:
                 f"`budgets` holds {budget}; the cheapest exit costs "
                 f"{table.cost[0]:.6g} {table.unit}".rstrip()
             )
-    path = [_try(table, rule) for rule in METHODS[method](table)]
+    rules = (method if callable(method) else METHODS[method])(table)
+    path = [_try(table, rule) for rule in rules]
     fits, last = {}, None
     for budget in sorted(set(budgets)):
         fits[budget] = last = _fit(table, path, budget, last)
@@ -76,7 +77,7 @@ def fit(table: exits.ExitTable, budgets, method: str = "value") -> list[Fit]:
 
 
 def curve(
-    calibration: exits.ExitTable, test: exits.ExitTable, budgets, method: str = "value"
+    calibration: exits.ExitTable, test: exits.ExitTable, budgets, method="value"
 ) -> list[dict]:
     """Fit every budget on `calibration` and score it on `test`, in the order given.
 
@@ -206,9 +207,12 @@ def _thresholds(table):
         return theta, confidence <= theta
 
     yield stopping.ThresholdRule([stopping.ALWAYS] * steps)
-    designs = [_design(table.confidence[:, : t + 1], [t]) for t in range(steps)]
-    for price in _prices(table):
-        yield stopping.ThresholdRule(_learn(table, designs, price, threshold))
+    designs = [
+        design(stopping.features(table.confidence[:, : t + 1], [t]))
+        for t in range(steps)
+    ]
+    for price in prices(table):
+        yield stopping.ThresholdRule(learn(table, designs, price, threshold))
 
 
 def _values(table):
@@ -216,21 +220,31 @@ def _values(table):
     steps = len(table.cost) - 1
     yield stopping.ValueRule([[-1] + [0] * (t + 2) for t in range(steps)])
     history = [table.confidence[:, : t + 1] for t in range(steps)]
-    designs = [_design(known, range(t + 1)) for t, known in enumerate(history)]
-    for price in _prices(table):
+    designs = [
+        design(stopping.features(known, range(t + 1)))
+        for t, known in enumerate(history)
+    ]
+    for price in prices(table):
         yield stopping.ValueRule(
-            _learn(table, designs, price, lambda _, w, gain: (w, gain > 0))
+            learn(table, designs, price, lambda _, w, gain: (w, gain > 0))
         )
 
 
 METHODS = {"geometric": _geometric, "thresholds": _thresholds, "value": _values}
 
 
-def _learn(table, designs, price, decide):
+def learn(table: exits.ExitTable, designs: list, price: float, decide) -> list:
     """Learn one decision per exit, backwards from the last (Longstaff-Schwartz 2001).
 
     `value` [n] is what each image really earns from the next exit on, correctness less
     price times cost; its regression on the features is what going on is worth.
+
+    Args:
+        table: n calibration images, E exits.
+        designs: of the exits but the last, from `design`.
+        price: of one unit of cost, in accuracy.
+        decide: takes an exit, its weights and what they predict [n]; returns the
+            decision and who goes on [n].
     """
     earns = table.correct - price * table.cost  # [n, E]
     value, learned = earns[:, -1], []
@@ -243,12 +257,13 @@ def _learn(table, designs, price, decide):
     return learned
 
 
-def _design(confidence, past):
-    features = np.stack(stopping.features(confidence, past), axis=1)
-    return features, np.linalg.pinv(features)
+def design(features: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """Return features as columns [n, F], and what solves least squares on them."""
+    columns = np.stack(features, axis=1)
+    return columns, np.linalg.pinv(columns)
 
 
-def _prices(table):
+def prices(table: exits.ExitTable) -> np.ndarray:
     """Return prices from one at which nothing can be worth its cost down to zero."""
     dear = 1 / np.diff(table.cost).min(initial=table.cost[-1])
     cheap = 1e-3 / table.cost[-1]

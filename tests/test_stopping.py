@@ -1,118 +1,117 @@
-import pathlib
+"""Rules of leaving: what they decide, step by step and as data."""
+
+import json
 
 import numpy as np
 import pytest
 
-from anchornet_jax import exits, fitting, stopping
+from anchornet_jax import exits, stopping
 
-PUBLISHED = (
-    pathlib.Path(__file__).parent.parent.parent
-    / "shared/data/densenet201_imagenet_exits.npz"
-)
-
-
-def table(n=400, e=4, seed=0, digits=2):
-    """Return a table, with ties where digits are few, in which sure images are more often right."""
-    rng = np.random.default_rng(seed)
-    confidence = np.round(np.sort(rng.random((n, e)), axis=1), digits)
-    correct = rng.random((n, e)) < confidence
-    return exits.ExitTable(confidence, np.arange(1.0, e + 1), correct=correct)
+RULES = [
+    stopping.ThresholdRule([0.4, 0.6, 0.7]),
+    stopping.ValueRule(
+        [[-0.6, 0, 0.7], [-0.4, 0.1, 0.5, -0.2], [-0.5, 0, 0.1, 0.1, 0.6]]
+    ),
+]
+rules = pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.name)
 
 
-def algorithm_1(confidence, thresholds):
-    """2022, Algorithm 1: the 0-based step after which the loop returns."""
-    for step, threshold in enumerate(thresholds):
-        if confidence[step] > threshold:
-            return step
-    return len(thresholds)
+def confidences(n=300, e=4):
+    return np.sort(np.random.default_rng(0).random((n, e)), axis=1)
 
 
-@pytest.mark.parametrize("seed", range(5))
-def test_apply_equals_algorithm_1(seed):
-    data = table(seed=seed)
-    thresholds = np.round(np.random.default_rng(seed).random(3), 2)
-    outcome = exits.apply(data, thresholds)
-    wanted = [algorithm_1(row, thresholds) for row in data.confidence]
-    np.testing.assert_array_equal(outcome.exit, wanted)
-    rows = np.arange(400)
-    assert outcome.accuracy == data.correct[rows, wanted].mean()
-    assert outcome.mean_cost == pytest.approx(data.cost[wanted].mean())
-    assert outcome.expected_inputs == pytest.approx(1 + np.mean(wanted))
-    assert outcome.shares.sum() == pytest.approx(1)
-
-
-def test_never_is_anytime():
-    data = table()
-    assert exits.apply(data, [exits.NEVER] * 3).exit.tolist() == [3] * 400
-    for t, row in enumerate(exits.anytime(data)):
-        thresholds = [exits.NEVER] * t + [stopping.ALWAYS] * (3 - t)
-        assert exits.apply(data, thresholds).accuracy == row["accuracy"]
-
-
-@pytest.mark.parametrize("method", sorted(fitting.METHODS))
-def test_budgets_are_met_and_monotone(method):
-    data = table(n=4000, digits=9)
-    budgets = [1.2, 1.7, 2.2, 3.0]
-    fits = fitting.fit(data, budgets, method)
-    accuracy = [fit.accuracy for fit in fits]
-    assert accuracy == sorted(accuracy)
-    for fit in fits:
-        assert fit.mean_cost <= fit.budget + 1e-9
-        assert not fit.binding or fit.mean_cost > 0.98 * fit.budget
-        again = stopping.from_json(fit.rule.to_json())
-        found = exits.score(data, again.exits(data.confidence))
-        assert found.accuracy == fit.accuracy
-
-
-def test_step_by_step_equals_all_at_once():
-    data = table()
-    rule = fitting.fit(data, [2.0], "value")[0].rule
-    for i, row in enumerate(data.confidence):
+@rules
+def test_step_by_step_equals_all_at_once(rule):
+    confidence = confidences()
+    exit = rule.exits(confidence)
+    assert set(exit) == {0, 1, 2, 3}
+    for row, found in zip(confidence, exit):
         step = 0
         while not rule.leaves(step, row[None, : step + 1])[0]:
             step += 1
-        assert rule.exits(data.confidence)[i] == step
+        assert found == step
 
 
-def test_save_and_load(tmp_path):
-    data = table()
-    data.save(tmp_path / "table.npz")
-    loaded = exits.ExitTable.load(tmp_path / "table.npz")
-    np.testing.assert_array_equal(loaded.confidence, data.confidence)
-    np.testing.assert_array_equal(loaded.correct, data.correct)
+@rules
+def test_a_batch_decides_nothing(rule):
+    """Not by rounding either: the engine asks in batches of any size."""
+    known = confidences(1001)[:, :3]
+    alone = [rule.leaves(2, row[None])[0] for row in known]
+    np.testing.assert_array_equal(rule.leaves(2, known), alone)
+    np.testing.assert_array_equal(rule.leaves(2, known[:7]), alone[:7])
 
 
-def test_bad_input():
-    data = table()
-    with pytest.raises(ValueError, match="`budgets` holds 0.5; the cheapest exit"):
-        fitting.fit(data, [0.5])
-    with pytest.raises(ValueError, match="`method` is 'best'; choose one of"):
-        fitting.fit(data, [2.0], "best")
-    with pytest.raises(ValueError, match="`thresholds`"):
-        exits.apply(data, [0.5])
-    with pytest.raises(ValueError, match="`thresholds`"):
-        exits.apply(data, [0.5, np.nan, 0.5])
-    with pytest.raises(ValueError, match="`confidence`"):
-        exits.ExitTable(data.confidence + 1, data.cost, correct=data.correct)
-    with pytest.raises(ValueError, match="`cost`"):
-        exits.ExitTable(data.confidence, data.cost[::-1], correct=data.correct)
+def test_value_rule_computes_what_it_says():
+    """w_0 + w_1 d_2^2 + w_2 d_1 + w_3 d_2 with d = sqrt(1 - confidence)."""
+    rule = stopping.ValueRule([[1, 0, 0], [-0.5, 1, 2, -1]])
+    for d_1, d_2 in [(0.5, 0.5), (0.1, 0.2), (0.2, 0.9), (0.8, 0.1)]:
+        worth = -0.5 + d_2**2 + 2 * d_1 - d_2
+        (leaves,) = rule.leaves(1, [[1 - d_1**2, 1 - d_2**2]])
+        assert leaves == (worth <= 0)
 
 
-@pytest.mark.skipif(not PUBLISHED.exists(), reason="the published table is not here")
-def test_published_table():
-    """Fitted on one half, scored on the other: at least what was reported there."""
-    found = np.load(PUBLISHED)
-    cost = [0.790] + [t * 0.790 + 0.06 for t in range(2, 6)]
-    data = exits.ExitTable(
-        found["confidence"][:, :5], np.array(cost), correct=found["correct"][:, :5]
-    )
-    for t, row in enumerate(exits.anytime(data)):
-        assert row["accuracy"] == found["correct"][:, t].mean()
-    half = np.random.default_rng(0).permutation(25_000) < 12_500
-    calibration, test = data.select(half), data.select(~half)
-    # Accuracy at G of the authors' own grid, facts on their implementation.
-    for budget, accuracy in [(0.93, 0.7155), (1.15, 0.7289), (1.36, 0.7443)]:
-        rule = fitting.fit(calibration, [budget])[0].rule
-        outcome = exits.score(test, rule.exits(test.confidence))
-        assert outcome.mean_cost == pytest.approx(budget, rel=0.01)
-        assert outcome.accuracy > accuracy
+def test_threshold_rule_is_algorithm_1():
+    confidence = confidences()
+    data = exits.ExitTable(confidence, [1, 2, 3, 4], correct=confidence > 0.5)
+    wanted = exits.apply(data, [0.4, 0.6, 0.7]).exit
+    np.testing.assert_array_equal(RULES[0].exits(confidence), wanted)
+
+
+@pytest.mark.parametrize("inputs", [1, 2, 4])
+def test_fixed(inputs):
+    confidence = np.array([[0, 0, 0, 0], [1, 1, 1, 1], [0.1, 0.2, 0.5, 1]])
+    rule = stopping.fixed(inputs, 4)
+    assert rule.exits(confidence).tolist() == [inputs - 1] * 3
+
+
+@pytest.mark.parametrize("inputs", [0, 5])
+def test_fixed_refuses(inputs):
+    with pytest.raises(ValueError, match=f"`inputs` is {inputs}; allowed is 1 to 4"):
+        stopping.fixed(inputs, 4)
+
+
+@rules
+def test_blend(rule):
+    other = type(rule)([p + 1 for p in rule.parameters])
+    mixed = rule.blend(other, [0, 0.5, 1]).parameters
+    for found, start, share in zip(mixed, rule.parameters, [0, 0.5, 1]):
+        np.testing.assert_allclose(found, start + share)
+
+
+@rules
+def test_json_round_trip(rule):
+    again = stopping.from_json(json.loads(json.dumps(rule.to_json())))
+    assert type(again) is type(rule)
+    np.testing.assert_array_equal(again.exits(confidences()), rule.exits(confidences()))
+
+
+@pytest.mark.parametrize(
+    "data",
+    [{}, {"rule": "best"}, {"rule": "value", "thresholds": [1]}]
+    + [{"rule": "thresholds", "thresholds": 0.5}],
+)
+def test_from_json_refuses(data):
+    with pytest.raises(ValueError, match="`data` is .*; it does not come from"):
+        stopping.from_json(data)
+
+
+@pytest.mark.parametrize(
+    ("kind", "parameters", "message"),
+    [
+        (stopping.ThresholdRule, [0.5, np.nan], "`thresholds` of exit 2 is nan"),
+        (stopping.ThresholdRule, [[0.5]], r"`thresholds` of exit 1 is \[0.5\]"),
+        (stopping.ValueRule, [[1, 2]], r"`weights` of exit 1 is .* shape \(3,\)"),
+        (stopping.ValueRule, [[1, 2, 3]] * 2, "`weights` of exit 2 is"),
+        (stopping.ValueRule, [[1, 2, np.inf]], "`weights` of exit 1 is"),
+    ],
+)
+def test_wrong_parameters(kind, parameters, message):
+    with pytest.raises(ValueError, match=message):
+        kind(parameters)
+
+
+@rules
+@pytest.mark.parametrize(("step", "known"), [(-1, 1), (4, 5), (1, 1), (1, 3)])
+def test_wrong_step(rule, step, known):
+    with pytest.raises(ValueError, match=f"`step` is {step} and `confidence` has"):
+        rule.leaves(step, np.full((2, known), 0.5))
