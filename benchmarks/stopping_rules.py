@@ -128,7 +128,7 @@ def score(table: exits.ExitTable, budgets, seeds: int) -> dict[str, dict]:
                 found[name].append([(p["accuracy"], p["mean_cost"]) for p in points])
     means = {name: np.mean(splits, axis=0) for name, splits in found.items()}
     return {
-        name: dict(zip(("accuracy", "mean_cost"), mean.T.tolist()))
+        name: dict(zip(("accuracy", "mean_cost"), mean.T.round(5).tolist()))
         for name, mean in means.items()
     }
 
@@ -150,8 +150,8 @@ def main() -> None:
     options = parser.parse_args()
     if options.authors:
         cost, unit = AUTHORS_COST, "G multiply-adds"
-        extra = exits.ExitTable.load(options.table, cost=np.arange(1.0, 7))
-        table = extra.select(exits=5).with_cost(cost, unit)
+        whole = exits.ExitTable.load(options.table, cost=np.arange(1.0, 7))
+        table = whole.select(exits=5).with_cost(cost, unit)
         budgets = list(AUTHORS)
     else:
         table = exits.ExitTable.load(

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
 BLOCKED = """
@@ -67,3 +68,21 @@ def test_early_exit(tmp_path):
         assert row["same_class"] in (None, 1.0)
     budgets = [row["macs_speedup"] for row in rows if row["run"].endswith(" G")]
     assert min(budgets) > 1
+
+
+def test_stopping_rules(tmp_path):
+    rng = np.random.default_rng(0)
+    confidence = np.sort(rng.random((2000, 3)), axis=1)
+    columns = np.hstack([confidence, rng.random((2000, 3)) < confidence])
+    header = [f"{name}_{t}" for name in ("confidence", "correct") for t in (1, 2, 3)]
+    table, output = tmp_path / "table.csv", tmp_path / "rules.json"
+    np.savetxt(table, columns, delimiter=",", header=",".join(header), comments="")
+    flags = f"--table {table} --output {output} --unit ms --seeds 1"
+    flags += " --cost 1 2 3 --budgets 1.5 2.5"
+    run("stopping_rules.py", *flags.split())
+    found = json.loads(output.read_text())
+    assert found["anytime"] == pytest.approx([0.25, 0.5, 0.75], abs=0.05)
+    assert (found["unit"], found["budgets"]) == ("ms", [1.5, 2.5])
+    for rule in found["rules"].values():
+        assert rule["mean_cost"] == pytest.approx([1.5, 2.5], rel=0.05)
+        assert rule["accuracy"][1] > rule["accuracy"][0] > 0.4
