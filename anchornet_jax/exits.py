@@ -3,7 +3,7 @@
 Localizing Semantic Patches (2022), Sec. 3.4, Algorithm 1. A table holds, per image and
 exit, how confident the network was and whether it was right, and per exit the
 cumulative cost of leaving there, in any unit (multiply-adds, milliseconds). It may come
-from any network. `anchornet_jax.stopping` fits rules to such a table.
+from any network. `anchornet_jax.fitting` fits rules to such a table.
 
     table = exits.ExitTable.load("table.npz", cost=[0.79, 1.64, 2.43])
     exits.apply(table, [0.7, 0.9]).accuracy
