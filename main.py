@@ -1,8 +1,8 @@
-"""Run a program on a config: `python main.py --config=FILE --workdir=DIRECTORY`.
+"""Run a program on a config: `python main.py --config=FILE [--workdir=DIRECTORY]`.
 
 The logic is in modules that tests and notebooks import; here are flags alone. Exit
-status: 0 when finished, 1 for what cannot run, 143 when SIGTERM stopped a training,
-which the same command then continues.
+status: 0 when finished, 1 for what cannot run or be read, 143 when SIGTERM stopped a
+training, which the same command then continues.
 """
 
 import os
@@ -17,7 +17,9 @@ CONFIG = config_flags.DEFINE_config_file(
     lock_config=True,
 )
 WORKDIR = flags.DEFINE_string(
-    "workdir", None, "Directory of the run; give it again to resume the run."
+    "workdir",
+    None,
+    "Directory of the run; give it again to resume the run. runs/PROGRAM by default.",
 )
 COORDINATOR = flags.DEFINE_string(
     "coordinator",
@@ -27,7 +29,7 @@ COORDINATOR = flags.DEFINE_string(
 )
 PROCESSES = flags.DEFINE_integer("num_processes", None, "How many, with host:port.")
 PROCESS = flags.DEFINE_integer("process_id", None, "This one's, from 0, with it.")
-flags.mark_flags_as_required(["config", "workdir"])
+flags.mark_flag_as_required("config")
 
 
 def _ours(record) -> bool:
@@ -43,7 +45,7 @@ def main(argv):
     import jax
     import tensorflow as tf
 
-    from anchornet_jax import parallel, pipeline, preemption
+    from anchornet_jax import parallel, pipeline, predict, preemption
 
     tf.config.set_visible_devices([], "GPU")
     tf.config.set_visible_devices([], "TPU")
@@ -57,13 +59,17 @@ def main(argv):
             jax.process_index(),
             jax.process_count(),
         )
-        pipeline.run(CONFIG.value, WORKDIR.value)
+        workdir = WORKDIR.value or f"runs/{CONFIG.value.program}"
+        pipeline.run(CONFIG.value, workdir)
     except ValueError as error:
         logging.debug("", exc_info=True)
         raise app.UsageError(str(error)) from error
     except preemption.Preempted as message:
         logging.warning("%s", message)
         return preemption.EXIT_STATUS
+    except predict.Unreadable as message:
+        logging.error("%s", message)
+        return 1
 
 
 if __name__ == "__main__":

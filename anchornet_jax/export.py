@@ -70,6 +70,27 @@ class Export(NamedTuple):
     macs: list[int]
     metadata: dict
 
+    def rule(self, budget: float = 0) -> tuple[float, stopping.Rule]:
+        """Return the largest fitted budget within `budget`, and its rule.
+
+        Args:
+          budget: mean multiply-adds per image; 0 means the largest that was fitted.
+
+        Raises:
+          ValueError: if none is within, or no rules were exported.
+        """
+        within = [b for b in self.rules if b <= budget or not budget]
+        if not within:
+            raise ValueError(
+                f"`budget` is {budget:g}; "
+                + (
+                    f"allowed is 0 or {min(self.rules):g} and more"
+                    if self.rules
+                    else "the export has no rules, make it with `config.evaluation`"
+                )
+            )
+        return max(within), self.rules[max(within)]
+
 
 def export(config, directory) -> dict:
     """Export trained networks as the config says, to `directory`.

@@ -48,7 +48,11 @@ def stride(height: int, width: int, size: int, grid, corners) -> int:
 
 
 @matplotlib.rc_context(plots.RC)
-def examples(arrays: Mapping[str, np.ndarray], classes: Sequence[str]) -> Figure:
+def examples(
+    arrays: Mapping[str, np.ndarray],
+    classes: Sequence[str],
+    names: Sequence[str] | None = None,
+) -> Figure:
     """Draw where the networks looked and what they said, a row per image.
 
     On the left the image in grey under its heatmap, with the patches: solid where they
@@ -57,10 +61,11 @@ def examples(arrays: Mapping[str, np.ndarray], classes: Sequence[str]) -> Figure
 
     Args:
       arrays: image uint8 [B, H, W, 3], heatmap [B, G, G], corners int [B, K, 2] (y, x),
-        valid bool [B, K], label [B], predicted [B, E] and confidence [B, E] after each
-        input, exit [B] (0-based), patch_size P, and, if known, the object's box [B, 4]
-        as (top, left, bottom, right), all in px.
+        valid bool [B, K], predicted [B, E] and confidence [B, E] after each input, exit
+        [B] (0-based), patch_size P, and, if known, the label [B] and the object's box
+        [B, 4] as (top, left, bottom, right), all in px.
       classes: names of the N classes.
+      names: of the images, beside them in place of their labels.
 
     Raises:
       ValueError: if heatmap, patches and image do not fit each other.
@@ -84,7 +89,8 @@ def examples(arrays: Mapping[str, np.ndarray], classes: Sequence[str]) -> Figure
         top = HEADER + i * (PICTURE + GAP)
         axes = _place(figure, MARGIN, top, PICTURE)
         _picture(axes, row, size, step)
-        axes.set_ylabel(f"true: {_short(classes[row['label']], 20)}", parse_math=False)
+        beside = names[i] if names else f"true: {classes[row['label']]}"
+        axes.set_ylabel(_short(beside, 26), parse_math=False)
         for t in range(inputs):
             left = MARGIN + PICTURE + GAP + t * (INPUT + GAP)
             axes = _place(figure, left, top + (PICTURE - INPUT - CAPTION) / 2, INPUT)
@@ -92,7 +98,7 @@ def examples(arrays: Mapping[str, np.ndarray], classes: Sequence[str]) -> Figure
             _verdict(axes, row, t, classes)
             if i == 0:
                 axes.set_title(f"patch {t}" if t else "glance", fontsize=8, pad=8)
-    _legend(figure, "box" in arrays)
+    _legend(figure, "box" in arrays, "label" in arrays)
     return figure
 
 
@@ -181,11 +187,13 @@ def _input(axes: Axes, pixels: np.ndarray | None, row: Mapping, t: int) -> None:
 
 
 def _verdict(axes: Axes, row: Mapping, t: int, classes: Sequence[str]) -> None:
-    """Write what is predicted after input t, right or wrong, and how surely."""
-    symbol, color = plots.VERDICTS[bool(row["predicted"][t] == row["label"])]
+    """Write what is predicted after input t, how surely, and, if known, if rightly."""
+    symbol, color = "", "k"
+    if "label" in row:
+        symbol, color = plots.VERDICTS[bool(row["predicted"][t] == row["label"])]
     name = _short(classes[row["predicted"][t]], 14)
     axes.set_xlabel(
-        f"{symbol} {name}\n{row['confidence'][t]:.0%}",
+        f"{symbol} {name}\n{row['confidence'][t]:.0%}".lstrip(),
         parse_math=False,
         fontsize=8,
         fontweight="bold" if t == row["exit"] else "normal",
@@ -194,7 +202,7 @@ def _verdict(axes: Axes, row: Mapping, t: int, classes: Sequence[str]) -> None:
     )
 
 
-def _legend(figure: Figure, boxes: bool) -> None:
+def _legend(figure: Figure, boxes: bool, labels: bool) -> None:
     line = {"fill": False, "ec": "k"}
     handles = [
         Patch(facecolor=HEAT(0.9), label="evidence for AnchorNet's class"),
@@ -203,7 +211,7 @@ def _legend(figure: Figure, boxes: bool) -> None:
     ]
     if boxes:
         handles.append(Patch(**line, ls=":", label="object, for scoring only"))
-    for right, (symbol, color) in plots.VERDICTS.items():
+    for right, (symbol, color) in plots.VERDICTS.items() if labels else ():
         look = {"ls": "none", "marker": f"${symbol}$", "color": color, "ms": 7}
         handles.append(Line2D([], [], **look, label="right" if right else "wrong"))
     figure.legend(handles=handles, loc="upper center", ncols=3, fontsize=8)

@@ -19,6 +19,7 @@ from anchornet_jax import (
     flops,
     models,
     networks,
+    predict,
     report,
     torch_import,
     train,
@@ -173,7 +174,11 @@ def _resolved(config, directory: pathlib.Path):
     return config
 
 
-PROGRAMS = {**{name: run_stage for name in STAGES}, "pipeline": pipeline}
+PROGRAMS = {
+    **{name: run_stage for name in STAGES},
+    "pipeline": pipeline,
+    "predict": predict.predict,
+}
 
 
 def run(config, directory) -> dict:

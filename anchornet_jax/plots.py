@@ -42,6 +42,13 @@ EXITS = (
 )
 VERDICTS = {True: ("✓", "#009E73"), False: ("✗", "#D55E00")}  # right or wrong
 COSTS = {"macs": "FLOPs (multiply-adds)", "time_ms": "Time per image (ms)"}
+DPI = 200  # of pixels; lines and letters are vectors in svg and pdf
+# Without dates and versions the same figure gives the same file.
+METADATA = {
+    "png": {"Software": None},
+    "svg": {"Date": None},
+    "pdf": {"CreationDate": None, "Creator": None, "Producer": None},
+}
 RC = {
     "font.size": 9,
     "axes.spines.top": False,
@@ -53,7 +60,8 @@ RC = {
     "legend.frameon": False,
     "figure.constrained_layout.w_pad": 0.08,
     "figure.constrained_layout.h_pad": 0.08,
-    "svg.hashsalt": "anchornet_jax",  # the same figure gives the same file
+    "svg.hashsalt": "anchornet_jax",  # of the names inside the file
+    "pdf.fonttype": 42,  # letters stay text, as journals ask
 }
 
 
@@ -234,8 +242,16 @@ def exit_distribution(budgeted: Sequence[Mapping]) -> Figure:
     return figure
 
 
-def save(figure: Figure, path: str | os.PathLike) -> None:
-    """Write a figure as `path`.png and `path`.svg, each whole or not at all."""
-    for suffix, metadata in (("png", {"Software": None}), ("svg", {"Date": None})):
+def save(
+    figure: Figure, path: str | os.PathLike, formats: Sequence[str] = ("png", "svg")
+) -> None:
+    """Write a figure as `path`.png, `path`.svg, …, each whole or not at all.
+
+    Args:
+      figure: from this module or `pictures`.
+      path: without a suffix.
+      formats: of `METADATA`.
+    """
+    for suffix in formats:
         with workdir.whole(f"{path}.{suffix}", "wb") as file, matplotlib.rc_context(RC):
-            figure.savefig(file, format=suffix, dpi=200, metadata=metadata)
+            figure.savefig(file, format=suffix, dpi=DPI, metadata=METADATA[suffix])

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from anchornet_jax import flops, parallel, patches, views
 from anchornet_jax.models import Network
@@ -215,3 +216,24 @@ def make_table_step(sequence: Sequence, *, random: bool, seed: int):
         }
 
     return step
+
+
+def make_trace(sequence: Sequence):
+    """Return the function that runs all steps on a few images, for pictures of them.
+
+    Returns:
+      `trace(images, rule)` for uint8 [B, H, W, 3] and a `stopping.Rule`: NumPy arrays
+      as `pictures.examples` takes them, without labels.
+    """
+    step = jax.jit(make_table_step(sequence, random=False, seed=0))
+    variables = jax.device_put(sequence.variables())
+
+    def trace(images, rule):
+        found = jax.device_get(step(variables, {"image": images}))
+        return found | {
+            "image": np.asarray(images),
+            "exit": rule.exits(found["confidence"]),
+            "patch_size": sequence.patch_size,
+        }
+
+    return trace

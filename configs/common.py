@@ -29,7 +29,9 @@ def get_config() -> ml_collections.ConfigDict:
     config.test_split = "validation"  # seen by the final evaluation alone
 
     # The network and what it sees.
-    config.model = "anchornet"  # a key of models.MODELS
+    config.model = (
+        "anchornet"  # a key of models.MODELS; of predict, an export's directory
+    )
     config.dtype = "float32"  # of the computation; bfloat16 on GPU and TPU
     config.init_from = ""  # directory of a network to start from
     config.localizer = ""  # directory of the AnchorNet that selects the patches
@@ -74,6 +76,11 @@ def get_config() -> ml_collections.ConfigDict:
     config.source = ""  # the file: .pth, .pth.tar, .safetensors
     config.num_classes = 0  # 0: as many as the file's classifier has
     config.fresh_classifier = False  # start a new one where the number differs
+
+    # The prediction for images of one's own, by an export.
+    config.images = ""  # a pattern of files, such as photos/*.jpg
+    config.budget = 0.0  # mean multiply-adds per image; 0: the most that was fitted
+    config.pictures = True  # draw one of each image: where it looked, what it said
 
     # A pipeline: name -> config of each stage, and the names as they run.
     config.stages = ml_collections.ConfigDict()

@@ -13,6 +13,7 @@ LAYERS = [  # lower never imports higher
         "exits",
         "flops",
         "published",
+        "photos",
     },
     {"patches", "stopping"},
     {"models.layers", "fitting"},
@@ -34,7 +35,7 @@ LAYERS = [  # lower never imports higher
     {"timing"},
     {"train", "evaluate", "plots", "results"},
     {"pictures"},
-    {"report"},
+    {"report", "predict"},
     {"pipeline"},
 ]
 DOORS = {  # a foreign library has one door
@@ -44,6 +45,7 @@ DOORS = {  # a foreign library has one door
     "clu": {"train", "evaluate"},
     "optax": {"learning", "train"},
     "matplotlib": {"plots", "pictures", "demo_data"},
+    "PIL": {"photos", "demo_data"},
     "torch": {"torch_import"},
     "ml_collections": set(),
 }

@@ -1,0 +1,188 @@
+"""Images of one's own: what is printed, written and drawn, and what is refused."""
+
+import json
+import types
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from anchornet_jax import export, photos, pipeline, plots, predict, sequence, stopping
+from configs import predict as predict_config
+from tests.test_export import (
+    CLASSES,
+    RULE,
+    SIZE,
+    budget_row,
+    exported,  # noqa: F401
+    method,  # noqa: F401
+)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Return a folder of six images, and two broken files."""
+    path = tmp_path_factory.mktemp("photos")
+    rng = np.random.default_rng(0)
+    for n in range(6):
+        coarse = rng.integers(0, 256, (5, 5, 3), dtype=np.uint8)
+        image = Image.fromarray(coarse).resize((2 * SIZE, SIZE + n))
+        image.save(path / f"{n}.png")
+    (path / "2b.jpg").write_text("no image")
+    (path / "9.jpg").write_bytes(b"")
+    return path
+
+
+def good(folder):
+    return sorted(folder.glob("*.png"))
+
+
+@pytest.fixture
+def config(exported, folder):  # noqa: F811
+    config = predict_config.get_config()
+    config.model, config.images = str(exported), f"{folder}/*.png"
+    config.pictures = False
+    return config
+
+
+@pytest.fixture
+def half(exported, folder, monkeypatch):  # noqa: F811
+    """Let half of the images leave at each exit; return what they should get."""
+    found = export.load(exported)
+    images = [photos.read(p, image_size=SIZE, resize=160) for p in good(folder)]
+    trace = sequence.make_trace(found.method)(np.array(images), RULE)
+    first = np.median(trace["confidence"][:, 0])
+    later = trace["confidence"][trace["confidence"][:, 0] <= first, 1]
+    rule = stopping.ThresholdRule((first, np.median(later)))
+    found = found._replace(rules={2e6: rule})
+    monkeypatch.setattr(export, "load", lambda directory: found)
+    exits = rule.exits(trace["confidence"])
+    assert set(exits) == {0, 1, 2}
+    return trace | {"exit": exits, "macs": found.macs}
+
+
+def test_predict(config, half, folder, tmp_path, capsys):
+    """Everything at once, in the directory of an earlier prediction."""
+    old = tmp_path / predict.PICTURES / "old.png"
+    old.parent.mkdir()
+    old.touch()
+    (tmp_path / predict.PREDICTIONS).write_text("old")
+    config.images, config.pictures = f"{folder}/*", True
+    with pytest.raises(predict.Unreadable, match=r"2 of 8 files .*2b\.jpg: it is none"):
+        pipeline.run(config, tmp_path)
+    assert not old.exists()
+    printed = capsys.readouterr().out.splitlines()
+    text = (tmp_path / predict.PREDICTIONS).read_text()
+    lines = [json.loads(line) for line in text.splitlines()]
+    assert [line["file"] for line in lines] == [
+        str(p) for p in sorted(folder.iterdir())
+    ]
+    bad = {line["file"] for line in lines if "error" in line}
+    assert bad == {str(folder / "2b.jpg"), str(folder / "9.jpg")}
+
+    lines = [line for line in lines if "error" not in line]
+    for i, (line, said) in enumerate(zip(lines, printed, strict=True)):
+        exit = int(half["exit"][i])
+        assert line["class"] == CLASSES[half["predicted"][i, exit]]
+        assert line["confidence"] == pytest.approx(
+            half["confidence"][i, exit], abs=1e-4
+        )
+        assert line["exit"] == exit
+        assert line["macs"] == half["macs"][exit]
+        assert line["time_ms"] > 0
+        assert Image.open(line["picture"]).format == "PNG"
+        assert said.startswith(f"{line['file']}: {line['class']}, ")
+        assert (
+            f" {line['confidence']:.1%}, left after {plots.exit_name(exit)}, " in said
+        )
+        assert said.endswith(f" {line['time_ms']:.1f} ms")
+
+
+def test_batches_without_pictures(config, tmp_path):
+    config.batch_size = 4
+    summary = pipeline.run(config, tmp_path / "out")
+    text = (tmp_path / "out" / predict.PREDICTIONS).read_text()
+    lines = [json.loads(line) for line in text.splitlines()]
+    assert summary["images"] == len(lines) == 6 and summary["unreadable"] == 0
+    assert summary["mean_macs"] == pytest.approx(np.mean([li["macs"] for li in lines]))
+    assert summary["budget_macs"] == 2e6
+    assert not list((tmp_path / "out" / predict.PICTURES).iterdir())
+
+
+def test_only_unreadable_files(config, folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(predict, "warm", lambda classifier: None)  # seconds
+    config.images = f"{folder}/*.jpg"
+    with pytest.raises(predict.Unreadable, match="2 of 2 files"):
+        pipeline.run(config, tmp_path)
+    assert len((tmp_path / predict.PREDICTIONS).read_text().splitlines()) == 2
+
+
+def test_other_files_are_not_touched(config, tmp_path):
+    (tmp_path / "thesis.tex").touch()
+    with pytest.raises(ValueError, match="`workdir` is .*which holds other files"):
+        pipeline.run(config, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("model", "", "`config.model` is empty"),
+        ("model", "/nowhere", "`config.model`: export '/nowhere'"),
+        ("images", "/nowhere/*", "`config.images`: .* matches nothing"),
+        ("images", "", "`config.images`: .* matches nothing"),
+        ("budget", 1e6, r"`config.budget`: `budget` is 1e\+06; allowed is 0 or 2e"),
+        ("batch_size", 0, "`batch_size` is 0"),
+    ],
+)
+def test_bad_config_writes_nothing(config, tmp_path, key, value, message):
+    config[key] = value
+    with pytest.raises(ValueError, match=message):
+        pipeline.run(config, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_one_host(config, tmp_path, monkeypatch):
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    with pytest.raises(ValueError, match="runs on one host"):
+        predict.predict(config, tmp_path)
+
+
+def test_rule_by_budget(exported):  # noqa: F811
+    found = export.load(exported)
+    rules = {b: stopping.from_json(budget_row(b)["rule"]) for b in (2e6, 5e6, 9e6)}
+    found = found._replace(rules=rules)
+    assert [found.rule(b)[0] for b in (0, 2e6, 8e6, 1e9)] == [9e6, 2e6, 5e6, 9e6]
+    assert found.rule(8e6)[1] is rules[5e6]
+    with pytest.raises(ValueError, match="no rules, make it with `config.evaluation`"):
+        found._replace(rules={}).rule()
+
+
+def test_progress_is_shown(monkeypatch, caplog):
+    now = iter([0.0, 5.0, 11.0, 12.0, 30.0])
+    monkeypatch.setattr(predict.time, "monotonic", lambda: next(now))
+    report = predict._make_report(1000)
+    with caplog.at_level("INFO", logger="absl"):
+        for done in (100, 200, 250, 300):
+            report(done)
+    # after 11 s 200 are done: 800 take 44 s; after 30 s 300: 700 take 70 s
+    assert [record.getMessage() for record in caplog.records] == [
+        "200 of 1000 files, 44 s left",
+        "300 of 1000 files, 70 s left",
+    ]
+
+
+def test_main(config, folder, tmp_path, monkeypatch):
+    """Exit status 1 after a broken file; without a directory, runs/predict."""
+    import main
+
+    monkeypatch.setattr(predict, "warm", lambda classifier: None)  # seconds
+    config.images = f"{folder}/2b.jpg"
+    monkeypatch.chdir(tmp_path)
+    values = {"CONFIG": config, "WORKDIR": None, "COORDINATOR": ""}
+    for name, value in {**values, "PROCESSES": None, "PROCESS": None}.items():
+        monkeypatch.setattr(main, name, types.SimpleNamespace(value=value))
+    monkeypatch.setattr("tensorflow.config.set_visible_devices", lambda *_: None)
+    assert main.main(["main.py"]) == 1
+    assert (tmp_path / "runs" / "predict" / predict.PREDICTIONS).exists()
