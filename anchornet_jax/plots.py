@@ -242,6 +242,40 @@ def exit_distribution(budgeted: Sequence[Mapping]) -> Figure:
     return figure
 
 
+@matplotlib.rc_context(RC)
+def confidence(values: np.ndarray, macs: Sequence[float], exit: int) -> Figure:
+    """Draw how sure the networks are of one image after each input.
+
+    Args:
+      values: [E] confidence after each input, 0 to 1.
+      macs: [E] multiply-adds up to there.
+      exit: where the image leaves, 0-based; what comes later is pale.
+    """
+    figure = Figure((5.6, 2.8), layout="constrained")
+    axes = figure.subplots()
+    for t, value in enumerate(100 * np.asarray(values)):
+        needed = t <= exit
+        axes.bar(
+            t,
+            value,
+            width=0.7,
+            color=exit_color(t),
+            alpha=1 if needed else 0.3,
+            edgecolor="k" if t == exit else "none",
+            linewidth=2,
+        )
+        text = f"{value:.0f} %" + "\nEXIT" * (t == exit)
+        weight = "bold" if t == exit else "normal"
+        axes.text(t, value + 2, text, ha="center", fontsize=8, fontweight=weight)
+    names = ["glance", *(f"+ patch {t}" for t in range(1, len(values)))]
+    labels = [f"{name}\n{m / 1e6:.0f} M" for name, m in zip(names, macs)]
+    axes.set_xticks(range(len(values)), labels)
+    axes.set(ylim=(0, 122), yticks=range(0, 101, 25), ylabel="Confidence (%)")
+    axes.set_xlabel("Inputs, and FLOPs (multiply-adds) up to there")
+    axes.grid(False, axis="x")
+    return figure
+
+
 def save(
     figure: Figure, path: str | os.PathLike, formats: Sequence[str] = ("png", "svg")
 ) -> None:

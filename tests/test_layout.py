@@ -36,7 +36,7 @@ LAYERS = [  # lower never imports higher
     {"train", "evaluate", "plots", "results"},
     {"pictures"},
     {"report", "predict"},
-    {"pipeline"},
+    {"page", "pipeline"},
 ]
 DOORS = {  # a foreign library has one door
     "tensorflow": {"data", "datasets", "decode"},
@@ -44,7 +44,8 @@ DOORS = {  # a foreign library has one door
     "orbax": {"checkpoint"},
     "clu": {"train", "evaluate"},
     "optax": {"learning", "train"},
-    "matplotlib": {"plots", "pictures", "demo_data"},
+    "matplotlib": {"plots", "pictures", "page", "demo_data"},
+    "gradio": {"page"},
     "PIL": {"photos", "demo_data"},
     "torch": {"torch_import"},
     "ml_collections": set(),
