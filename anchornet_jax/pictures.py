@@ -15,6 +15,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch, Rectangle
 
 from anchornet_jax import patches, plots
+from anchornet_jax.receptive_field import ReceptiveField
 
 HEAT = colors.LinearSegmentedColormap.from_list(
     "heat", [(1, 1, 1, 0), (0.9, 0.6, 0, 0.6), (0.84, 0.2, 0, 0.85)]
@@ -99,6 +100,58 @@ def examples(
             if i == 0:
                 axes.set_title(f"patch {t}" if t else "glance", fontsize=8, pad=8)
     _legend(figure, "box" in arrays, "label" in arrays)
+    return figure
+
+
+@matplotlib.rc_context(plots.RC)
+def locations(
+    image: np.ndarray, field: ReceptiveField, places: Sequence[tuple[int, int]]
+) -> Figure:
+    """Draw what some locations of a network's last map see (2022, Eq. 1).
+
+    Args:
+      image: uint8 [H, W, 3].
+      field: of the network.
+      places: (row, column) of the locations; the centres of all others are dots.
+    """
+    height, width = image.shape[:2]
+    figure = Figure((3.2 * width / height, 3.2))
+    axes = figure.add_axes((0, 0, 1, 1))
+    axes.imshow(image, extent=(0, width, height, 0))
+    axes.axis("off")
+    grid = np.indices(field.grid(height, width)).reshape(2, -1)  # [2, L]
+    y, x = field.corner(grid) + field.size / 2
+    axes.plot(x, y, ".", color="w", ms=3, mec="k", mew=0.4)
+    for n, place in enumerate(places):
+        y, x = field.corner(np.asarray(place))
+        color = plots.exit_color(n + 1)
+        _rectangle(axes, y, x, field.size, field.size, ec=color, lw=2)
+        centre = np.array([x, y]) + field.size / 2
+        _tag(axes, "{}, {}".format(*place), centre, color, ha="center", va="center")
+    axes.set(xlim=(0, width), ylim=(height, 0))
+    return figure
+
+
+@matplotlib.rc_context(plots.RC)
+def panels(
+    image: np.ndarray, patch_size: int, stride: int, maps: Mapping[str, tuple]
+) -> Figure:
+    """Draw an image once per heatmap or selection of patches, side by side.
+
+    Args:
+      image: uint8 [H, W, 3].
+      patch_size: P, px.
+      stride: S, px.
+      maps: title -> heatmap [G, G], corners [K, 2] and valid [K]; K may be 0.
+    """
+    side = 2.2
+    figure = Figure((len(maps) * (side + GAP) + GAP, side + 2 * GAP + 0.2))
+    for n, (title, (heatmap, corners, valid)) in enumerate(maps.items()):
+        axes = _place(figure, GAP + n * (side + GAP), GAP + 0.2, side)
+        row = {"image": image, "heatmap": np.asarray(heatmap)}
+        row |= {"corners": corners, "valid": np.asarray(valid), "exit": len(valid)}
+        _picture(axes, row, patch_size, stride)
+        axes.set_title(title, fontsize=8, pad=4)
     return figure
 
 

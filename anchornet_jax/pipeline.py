@@ -116,22 +116,21 @@ def pipeline(config, directory) -> dict:
             f"`config.order` is {config.order}; it must name each of the stages "
             f"{sorted(config.stages)} once"
         )
-    for name, stage in config.stages.items():
-        if stage.program not in STAGES:
+    for name, one in config.stages.items():
+        if one.program not in STAGES:
             raise ValueError(
-                f"`config.stages.{name}.program` is {stage.program!r}; "
+                f"`config.stages.{name}.program` is {one.program!r}; "
                 f"choose one of {sorted(STAGES)}"
             )
     directory = workdir.claim(directory, config.to_dict())
     evaluated, summary, seconds, made = "", {}, {}, []
     for number, name in enumerate(config.order, 1):
         logging.info("stage %d of %d: %s", number, len(config.order), name)
-        stage = config.stages[name]
-        result = run_stage(_resolved(stage, directory), directory / name)
+        program, result = config.stages[name].program, stage(config, name, directory)
         seconds[name] = result["seconds"]
-        if stage.program == "evaluate":
+        if program == "evaluate":
             evaluated, summary = name, result
-        if stage.program == "export":
+        if program == "export":
             made.append(directory / name)
     summary = {**summary, "seconds": seconds}
     if jax.process_index() == 0:
@@ -141,6 +140,16 @@ def pipeline(config, directory) -> dict:
         made = [directory / "summary.json", report.write(directory), *made]
         logging.info("wrote %s", ", ".join(str(path) for path in made))
     return summary
+
+
+def stage(config, name: str, directory) -> dict:
+    """Run one stage of a pipeline, after those that it needs, unless it is finished.
+
+    Returns:
+      As `run_stage`.
+    """
+    directory = workdir.claim(directory, config.to_dict())
+    return run_stage(_resolved(config.stages[name], directory), directory / name)
 
 
 def run_stage(config, directory) -> dict:
