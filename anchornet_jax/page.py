@@ -84,7 +84,7 @@ class Page:
         times = []
         for _ in range(REPEATS):
             begun = time.perf_counter()
-            (result,) = self._classifier.classify(image[None])
+            (result,) = self._classifier.stream(image[None])
             times.append(1000 * (time.perf_counter() - begun))
         arrays = self._trace(image[None], rule)
         name = html.escape(self.found.classes[result.predicted])
@@ -138,8 +138,10 @@ def build(page: Page):
                     elem_id="budget",
                 )
                 verdict = gr.HTML()
-                growing = gr.Plot(label="Confidence after each input")
-        looked = gr.Plot(label="Where it looked")
+                growing = gr.Plot(
+                    label="Confidence after each input", elem_id="growing"
+                )
+        looked = gr.Plot(label="Where it looked", elem_id="looked")
         outputs = [verdict, looked, growing]
         changed = file.change(read, file, pixels, api_visibility="private")
         changed.then(show, [pixels, budget], outputs, api_visibility="private")

@@ -134,7 +134,11 @@ def locations(
 
 @matplotlib.rc_context(plots.RC)
 def panels(
-    image: np.ndarray, patch_size: int, stride: int, maps: Mapping[str, tuple]
+    image: np.ndarray,
+    patch_size: int,
+    stride: int,
+    maps: Mapping[str, tuple],
+    top: float | None = None,
 ) -> Figure:
     """Draw an image once per heatmap or selection of patches, side by side.
 
@@ -143,6 +147,8 @@ def panels(
       patch_size: P, px.
       stride: S, px.
       maps: title -> heatmap [G, G], corners [K, 2] and valid [K]; K may be 0.
+      top: value of the darkest colour where 0 shall be transparent, so that heatmaps
+        can be compared; without it each has a scale of its own.
     """
     side = 2.2
     figure = Figure((len(maps) * (side + GAP) + GAP, side + 2 * GAP + 0.2))
@@ -150,6 +156,7 @@ def panels(
         axes = _place(figure, GAP + n * (side + GAP), GAP + 0.2, side)
         row = {"image": image, "heatmap": np.asarray(heatmap)}
         row |= {"corners": corners, "valid": np.asarray(valid), "exit": len(valid)}
+        row["limits"] = (None, None) if top is None else (0, top)
         _picture(axes, row, patch_size, stride)
         axes.set_title(title, fontsize=8, pad=4)
     return figure
@@ -186,7 +193,9 @@ def _picture(axes: Axes, row: Mapping, size: int, step: int) -> None:
     first = (size - step) / 2
     bottom, right = (first + n * step for n in row["heatmap"].shape)
     extent = (first, right, bottom, first)
-    axes.imshow(row["heatmap"], cmap=HEAT, interpolation="bilinear", extent=extent)
+    low, high = row.get("limits", (None, None))
+    look = {"cmap": HEAT, "vmin": low, "vmax": high, "interpolation": "bilinear"}
+    axes.imshow(row["heatmap"], extent=extent, **look)
     axes.set(xlim=(0, width), ylim=(height, 0))
     if "box" in row:
         top, left, bottom, right = row["box"]

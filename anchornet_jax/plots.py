@@ -127,6 +127,7 @@ def _reference(axes: Axes, full_image: Mapping | None, **kwargs) -> None:
     """Draw the accuracy of the full-image network, if there is one, as a level."""
     if full_image:
         look = {"color": STYLES["full image"]["color"], "lw": 0.8, "ls": (0, (2, 3))}
+        look["zorder"] = 1  # under the notes
         axes.axhline(100 * full_image["accuracy"], **look, **kwargs)
 
 

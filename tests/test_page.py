@@ -131,8 +131,9 @@ def test_in_a_browser(tab, photo):
     tab.set_input_files("input[type=file]", photo)
     tab.wait_for_selector("#verdict >> text=2 patches")  # the budget starts at the top
     assert "The budget is 9 M" in tab.inner_text("#verdict")
-    drawn = "[...document.images].filter(i => i.naturalWidth > 400).length"
-    assert tab.evaluate(drawn) == 2  # the figures
+    for name in ("looked", "growing"):
+        figure = tab.wait_for_selector(f"#{name} img")
+        assert figure.evaluate("image => image.naturalWidth") > 300
     tab.locator("#budget input[type=range]").fill("2")
     tab.wait_for_selector("#verdict >> text=sure after glance")
     assert "The budget is 2 M" in tab.inner_text("#verdict")
