@@ -5,6 +5,7 @@ import pytest
 from matplotlib.patches import Rectangle
 
 from anchornet_jax import patches, pictures, plots
+from anchornet_jax.receptive_field import ReceptiveField
 from tests import fake_results
 
 CLASSES = fake_results.summary()["classes"]
@@ -162,3 +163,46 @@ def test_long_names_are_cut():
     classes = ["a name that goes on and on"] * 3
     figure = pictures.examples(fake_results.arrays(), classes)
     assert row(figure, 0)[1].get_xlabel() == "✓ a name that g…\n50%"
+
+
+def test_without_labels():
+    """One's own images: nobody knows what is right."""
+    arrays = fake_results.arrays()
+    del arrays["label"]
+    figure = pictures.examples(arrays, CLASSES, ["a.jpg", "b", "c", "d" * 99])
+    assert [row(figure, i)[0].get_ylabel() for i in range(3)] == ["a.jpg", "b", "c"]
+    assert row(figure, 3)[0].get_ylabel() == "d" * 25 + "…"
+    labels = [axes.get_xlabel() for axes in row(figure, 1)[1:]]
+    assert labels == ["<b>owl & co\n62%", "$dog_1$\n66%", "$dog_1$\n70%"]
+    legend = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert "right" not in legend and "wrong" not in legend
+
+
+def test_locations():
+    field = ReceptiveField(fake_results.PATCH, fake_results.STRIDE)
+    image = fake_results.arrays()["image"][0]
+    figure = pictures.locations(image, field, [(0, 0), (7, 3)])
+    (axes,) = figure.axes
+    p = fake_results.PATCH
+    assert set(rectangles(axes)) == {(0, 0, p, p), (28, 12, p, p)}  # 7 * 4, 3 * 4
+    dots = np.column_stack(axes.lines[0].get_data())  # centres, (x, y)
+    assert len(dots) == fake_results.GRID**2
+    assert dots[0].tolist() == [10, 10] and dots[-1].tolist() == [38, 38]
+    assert {text.get_text() for text in axes.texts} == {"0, 0", "7, 3"}
+
+
+@pytest.mark.parametrize("top", [None, 3.0])
+def test_panels(top):
+    arrays = fake_results.arrays()
+    maps = {
+        "none": (arrays["heatmap"][0], np.zeros((0, 2), int), np.zeros(0, bool)),
+        "one": (arrays["heatmap"][3], arrays["corners"][3], arrays["valid"][3]),
+    }
+    size = fake_results.PATCH, fake_results.STRIDE
+    figure = pictures.panels(arrays["image"][0], *size, maps, top)
+    assert [axes.get_title() for axes in figure.axes] == ["none", "one"]
+    p = fake_results.PATCH
+    assert [rectangles(axes) for axes in figure.axes] == [{}, {(12, 4, p, p): "-"}]
+    for axes, (heatmap, *_) in zip(figure.axes, maps.values()):
+        found = axes.images[1].get_clim()
+        assert found == ((heatmap.min(), heatmap.max()) if top is None else (0, top))

@@ -156,12 +156,50 @@ def test_many_budgets_get_few_labels(summary):
     assert axes.get_xlabel().endswith(", G")
 
 
+def test_confidence():
+    figure = plots.confidence(np.array([0.36, 0.9, 0.97]), [37e6, 135e6, 172e6], 1)
+    (axes,) = figure.axes
+    heights = [bar.get_height() for bar in axes.patches]
+    np.testing.assert_allclose(heights, [36, 90, 97])
+    found = [colors.to_hex(bar.get_facecolor()).upper() for bar in axes.patches]
+    assert found == list(plots.EXITS[:3])
+    assert [bar.get_alpha() for bar in axes.patches] == [1, 1, 0.3]  # pale after it
+    assert [t.get_text() for t in axes.texts] == ["36 %", "90 %\nEXIT", "97 %"]
+    labels = [label.get_text() for label in axes.get_xticklabels()]
+    assert labels == ["glance\n37 M", "+ patch 1\n135 M", "+ patch 2\n172 M"]
+
+
+@pytest.mark.parametrize("lacking", [0, 1, 2])
+def test_methods_differ_for_the_colour_blind(lacking):
+    """Without one kind of cone, methods that share a figure still differ.
+
+    Matrices of Machado, Oliveira, Fernandes 2009, severity 1: protanopia,
+    deuteranopia, tritanopia, for linear RGB.
+    """
+    cones = [
+        [[0.152, 1.053, -0.205], [0.115, 0.786, 0.099], [-0.004, -0.048, 1.052]],
+        [[0.367, 0.861, -0.228], [0.280, 0.673, 0.047], [-0.012, 0.043, 0.969]],
+        [[1.256, -0.077, -0.179], [-0.078, 0.931, 0.148], [0.005, 0.691, 0.304]],
+    ]
+    names = {s["color"] for s in plots.STYLES.values()}
+    seen = np.array([colors.to_rgb(c) for c in names]) ** 2.2 @ np.transpose(
+        cones[lacking]
+    )
+    seen = seen.clip(0, 1) ** (1 / 2.2)
+    apart = np.linalg.norm(seen[:, None] - seen, axis=-1)
+    np.fill_diagonal(apart, 1)
+    assert apart.min() > 0.08  # of sqrt(3); markers and lines differ besides
+
+
 def test_save(summary, tmp_path):
     for name in "ab":
         plots.save(plots.accuracy_inputs(summary), tmp_path / name)
     assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
     assert b"<svg" in (tmp_path / "a.svg").read_bytes()
-    for suffix in ("png", "svg"):  # the same figure gives the same file
+    for name in "ab":
+        plots.save(plots.accuracy_inputs(summary), tmp_path / name, ["pdf"])
+    assert (tmp_path / "a.pdf").read_bytes().startswith(b"%PDF")
+    for suffix in ("png", "svg", "pdf"):  # the same figure gives the same file
         first, second = (tmp_path / f"{name}.{suffix}" for name in "ab")
         assert first.read_bytes() == second.read_bytes()
 
