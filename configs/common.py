@@ -29,9 +29,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.test_split = "validation"  # seen by the final evaluation alone
 
     # The network and what it sees.
-    config.model = (
-        "anchornet"  # a key of models.MODELS; of predict, an export's directory
-    )
+    config.model = "anchornet"  # a key of models.MODELS; of predict: an export
     config.dtype = "float32"  # of the computation; bfloat16 on GPU and TPU
     config.init_from = ""  # directory of a network to start from
     config.localizer = ""  # directory of the AnchorNet that selects the patches
