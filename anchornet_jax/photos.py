@@ -40,6 +40,11 @@ def find(pattern: str) -> list[pathlib.Path]:
     return paths
 
 
+def name(path) -> str:
+    """Return a path as text that can be printed, whatever bytes it has."""
+    return os.fsencode(path).decode(errors="replace")
+
+
 def read(file, *, image_size: int, resize: int) -> np.ndarray:
     """Decode an image file to uint8 [image_size, image_size, 3].
 

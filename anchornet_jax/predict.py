@@ -93,11 +93,11 @@ def predict(config, directory) -> dict:
             about = {"file": str(one.path), **describe(found, one)}
             if one.result is None:
                 failed.append(one)
-                logging.error("%s: %s", one.path, one.image)
+                logging.error("%s: %s", photos.name(one.path), one.image)
             else:
                 left.append(one.result.exit)
                 about |= draw(number, one)
-                print(line(about), flush=True)
+                print(f"{photos.name(one.path)}: {line(about)}", flush=True)
             file.write(json.dumps(about) + "\n")
             report(number)
     return _finish(found, directory, budget, left, failed)
@@ -187,9 +187,9 @@ def describe(found: export.Export, one: Prediction) -> dict:
 
 
 def line(about: dict) -> str:
-    """Say it in a line."""
+    """Say what `describe` returned in a line."""
     return (
-        f"{about['file']}: {about['class']}, {about['confidence']:.1%}, left after "
+        f"{about['class']}, {about['confidence']:.1%}, left after "
         f"{plots.exit_name(about['exit'])}, {about['macs'] / 1e6:.0f} M multiply-adds, "
         f"{about['time_ms']:.1f} ms"
     )
@@ -201,9 +201,9 @@ def _make_draw(found, rule, directory):
 
     def draw(number, one):
         figure = pictures.examples(
-            trace(one.image[None], rule), found.classes, [one.path.name]
+            trace(one.image[None], rule), found.classes, [photos.name(one.path.name)]
         )
-        path = directory / PICTURES / f"{number:05d}_{one.path.stem}"
+        path = directory / PICTURES / f"{number:05d}_{one.path.stem[:40]}"
         plots.save(figure, path, ["png"])
         return {"picture": f"{path}.png"}
 
@@ -244,6 +244,7 @@ def _finish(found, directory, budget, left, failed) -> dict:
     if failed:
         raise Unreadable(
             f"{len(failed)} of {len(left) + len(failed)} files could not be read, see "
-            f"{directory / PREDICTIONS}; the first: {failed[0].path}: {failed[0].image}"
+            f"{directory / PREDICTIONS}; the first: {photos.name(failed[0].path)}: "
+            f"{failed[0].image}"
         )
     return summary
