@@ -10,43 +10,46 @@ nbformat = pytest.importorskip("nbformat")
 
 ROOT = pathlib.Path(__file__).parent.parent
 NOTEBOOKS = ("explore", "reproduce")
-# In place of the notebook's cell of settings. An AnchorNet of half the blocks compiles in
-# half the time; its patches have 31 pixels (2022, Table 1, fourth row).
-SMALL = """
-from anchornet_jax import models, receptive_field
-from anchornet_jax.models import anchornet as network
-from tests import tiny, test_pipeline
-network.EXTRACTOR = network.EXTRACTOR[:3]
-table = [(row.kernel, row.stride) for row in (network.STEM, *network.EXTRACTOR)]
-network.AnchorNet.field = receptive_field.accumulate(table)[-1]
+SETTINGS = {  # in place of the cell that says what a notebook is about
+    "explore": """
+from anchornet_jax import models
+from tests import tiny
 models.MODELS["tiny"] = (tiny.Tiny, {{}})
-EXPORT, WORKDIR, PHOTO = "{directory}/export", "{directory}", ""
+EXPORT, PHOTO = "{directory}/export", ""
+""",
+    "reproduce": """
+from anchornet_jax import models
+from tests import test_pipeline, tiny
+models.MODELS["tiny"] = (tiny.Tiny, {{}})
+WORKDIR = "{directory}"
 config = test_pipeline.small_demo("{data_dir}")
-"""
+""",
+}
 
 
 def read(name):
     return nbformat.read(ROOT / "colab" / f"{name}.ipynb", as_version=4)
 
 
-@pytest.fixture(scope="module")
-def ran(tmp_path_factory, data_dir):
-    """Run the small demo by one notebook, then the other on its export."""
-    directory = tmp_path_factory.mktemp("notebooks") / "demo"
-    done = {}
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("JAX_PLATFORMS", "cpu")
-        for name in ("reproduce", "explore"):
-            notebook = read(name)
-            (cell,) = [c for c in notebook.cells if c.id == f"{name}-settings"]
-            cell.source = SMALL.format(directory=directory, data_dir=data_dir)
-            client = nbclient.NotebookClient(
-                notebook,
-                timeout=300,
-                resources={"metadata": {"path": str(ROOT)}},
-            )
-            done[name] = client.execute()  # raises what a cell raises
-    return done
+@pytest.fixture
+def run(small_run, data_dir, monkeypatch):
+    """Return the function that executes a notebook on the small demo.
+
+    The stages are finished and not trained again; test_pipeline.py is for that.
+    """
+    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+    directory, _ = small_run
+
+    def execute(name):
+        notebook = read(name)
+        (cell,) = [c for c in notebook.cells if c.id == f"{name}-settings"]
+        cell.source = SETTINGS[name].format(directory=directory, data_dir=data_dir)
+        client = nbclient.NotebookClient(
+            notebook, timeout=300, resources={"metadata": {"path": str(ROOT)}}
+        )
+        return client.execute()  # raises what a cell raises
+
+    return execute
 
 
 def outputs(notebook, kind):
@@ -68,10 +71,11 @@ def printed(notebook):
     )
 
 
-def test_explore(ran):
-    assert len(outputs(ran["explore"], "image/png")) == 8
-    text = printed(ran["explore"])
-    assert "ReceptiveField(size=31, stride=8) 17 x 17" in text  # (160 - 31) // 8 + 1
+def test_explore(run):
+    notebook = run("explore")
+    assert len(outputs(notebook, "image/png")) == 8
+    text = printed(notebook)
+    assert "ReceptiveField(size=95, stride=8) 9 x 9" in text  # 2022, Table 1; 160 px
     sums = [line for line in text.splitlines() if "logit" in line]
     assert len(sums) == 2
     for line in sums:  # the patches' parts and the bias are the logit
@@ -81,10 +85,11 @@ def test_explore(ran):
         )
 
 
-def test_reproduce(ran):
-    assert len(outputs(ran["reproduce"], "image/png")) == 4
-    assert "the full image: " in printed(ran["reproduce"])
-    assert "'report.html'" in printed(ran["reproduce"])
+def test_reproduce(run):
+    notebook = run("reproduce")
+    assert len(outputs(notebook, "image/png")) == 4
+    assert "the full image: " in printed(notebook)
+    assert "'report.html'" in printed(notebook)
 
 
 @pytest.mark.parametrize("name", NOTEBOOKS)

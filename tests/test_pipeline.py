@@ -33,10 +33,9 @@ def small_demo(data_dir):
     return config
 
 
-def test_demo_end_to_end(data_dir, tmp_path, tiny):  # noqa: F811
-    config = small_demo(data_dir)
-    summary = pipeline.pipeline(config, tmp_path)
-    assert json.loads((tmp_path / "summary.json").read_text()) == json.loads(
+def test_demo_end_to_end(data_dir, small_run, tiny):  # noqa: F811
+    config, (directory, summary) = small_demo(data_dir), small_run
+    assert json.loads((directory / "summary.json").read_text()) == json.loads(
         json.dumps(summary)
     )
     assert set(summary["anchornet"]) >= {"accuracy", "box_coverage"}
@@ -56,20 +55,20 @@ def test_demo_end_to_end(data_dir, tmp_path, tiny):  # noqa: F811
     assert len(summary["exit_time_ms"]) == 3
     assert all(row["time_ms"] > 0 for row in summary["anytime"])
     assert set(summary["seconds"]) == set(config.stages)
-    names = set(os.listdir(tmp_path))
+    names = set(os.listdir(directory))
     assert {
         "report.html",
         "accuracy_cost.png",
         "accuracy_time.png",
         "examples.png",
     } <= names
-    found = export.load(tmp_path / "export")
+    found = export.load(directory / "export")
     assert [*found.rules] == [row["budget_macs"] for row in summary["budgeted"]]
     assert found.method.inputs == 3 and len(found.classes) == 10  # digits
 
-    files = {p: p.stat().st_mtime_ns for p in tmp_path.glob("*/*.json")}
-    assert pipeline.pipeline(config, tmp_path) == summary  # all skipped
-    assert files == {p: p.stat().st_mtime_ns for p in tmp_path.glob("*/*.json")}
+    files = {p: p.stat().st_mtime_ns for p in directory.glob("*/*.json")}
+    assert pipeline.pipeline(config, directory) == summary  # all skipped
+    assert files == {p: p.stat().st_mtime_ns for p in directory.glob("*/*.json")}
 
 
 def test_resumed_equals_uninterrupted(data_dir, tmp_path, tiny, monkeypatch):  # noqa: F811
