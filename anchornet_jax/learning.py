@@ -78,13 +78,28 @@ def fuse(logits: jax.Array, valid: jax.Array) -> jax.Array:
     return (logits * valid[..., None]).sum(1)
 
 
+def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    """Sum the cross-entropies of a network's heads (2020, Sec. 3.2: there are six).
+
+    Args:
+      logits: [B, T, heads, N].
+      labels: [B] int32.
+
+    Returns:
+      [B, T], of each input.
+    """
+    wanted = jnp.broadcast_to(labels[:, None, None], logits.shape[:-1])
+    return optax.softmax_cross_entropy_with_integer_labels(logits, wanted).sum(-1)
+
+
 def _see(view, model, variables, images, keys, frozen, **kwargs):
-    """Run a network on a view: logits [b, T, N] float32, mask [b, T], updates."""
+    """Run a network on a view: logits [b, T, heads, N] float32, mask [b, T], updates."""
     inputs, valid = view(images, keys, frozen)
     flat = inputs.reshape(-1, *inputs.shape[2:])
     result = model.apply(variables, flat, **kwargs)
     (logits, _), updates = result if kwargs.get("mutable") else (result, {})
-    logits = logits.astype(jnp.float32).reshape(*valid.shape, -1)
+    shape = (*valid.shape, -1, logits.shape[-1])
+    logits = logits.astype(jnp.float32).reshape(shape)
     return logits, valid, updates
 
 
@@ -114,9 +129,8 @@ def make_train_step(model, view, optimizer, seed: int, accumulate: int = 1):
                 mutable=["batch_stats"],
                 rngs={"dropout": keys[0]},
             )
-            wanted = jnp.broadcast_to(labels[:, None], valid.shape)
-            losses = optax.softmax_cross_entropy_with_integer_labels(logits, wanted)
-            right = fuse(logits, valid).argmax(-1) == labels
+            losses = cross_entropy(logits, labels)
+            right = fuse(logits.mean(2), valid).argmax(-1) == labels
             sums = {
                 "loss": (losses * valid).sum(),
                 "count": valid.sum(dtype=jnp.float32),
@@ -169,7 +183,7 @@ def make_predict_step(model, view, seed: int):
         variables, frozen = networks
         keys = parallel.image_keys(jax.random.key(seed), len(batch["image"]))
         logits, valid, _ = _see(view, model, variables, batch["image"], keys, frozen)
-        return {"logits": fuse(logits, valid)}
+        return {"logits": fuse(logits[:, :, 0], valid)}
 
     return predict
 

@@ -10,6 +10,8 @@ batched, of static shape, and made of `lax` operations.
 """
 
 import functools
+from collections.abc import Iterable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +26,50 @@ def iou(field: ReceptiveField, dy, dx):
     sides = (np.maximum(field.size - abs(d) * field.stride, 0) for d in (dy, dx))
     shared = functools.reduce(np.multiply, sides)
     return shared / (2 * field.size**2 - shared)
+
+
+class Selection(NamedTuple):
+    """Arguments of `select` for one branch: K, T and P of 2020, Algorithm 1."""
+
+    k: int
+    iou_threshold: float
+    coverage: float
+
+
+PRESETS = {  # 2020, Sec. 4.1: name -> {patch size: what that branch selects}
+    "separate": {  # to look at
+        63: Selection(5, 0.3, 0.05),
+        95: Selection(3, 0.3, 0.04),
+        111: Selection(2, 0.3, 0.03),
+    },
+    "many": {  # to classify by
+        63: Selection(24, 0.8, 0.3),
+        95: Selection(10, 0.8, 0.3),
+        111: Selection(8, 0.8, 0.3),
+    },
+}
+
+
+def preset(name: str, branches: Iterable[int]) -> tuple[Selection, ...]:
+    """Return a preset's selection for each branch.
+
+    Args:
+      name: a key of `PRESETS`.
+      branches: sizes of their patches in pixels.
+
+    Raises:
+      ValueError: for an unknown preset or branch.
+    """
+    if name not in PRESETS:
+        raise ValueError(f"`preset` is {name!r}; choose one of {sorted(PRESETS)}")
+    known = PRESETS[name]
+    for size in branches:
+        if size not in known:
+            raise ValueError(
+                f"`branches` holds {size}; the preset {name!r} is known for branches of "
+                f"{sorted(known)} pixels"
+            )
+    return tuple(known[size] for size in branches)
 
 
 @functools.partial(jax.jit, static_argnames=("field", "k", "iou_threshold", "coverage"))
@@ -46,8 +92,9 @@ def select(
       field: of the network that made the heatmap.
       k: number of patches wanted, K.
       iou_threshold: in [0, 1]; at 0 one patch is kept, at 1 any overlap is allowed.
-      coverage: share of the locations that may be visited, in (0, 1]; the first always
-        is (2020, Algorithm 1; 2022 visits all).
+      coverage: P, share of the locations that may be visited, in (0, 1]; the first
+        always is, then the second to the last whole one of H W P (2020, Algorithm 1, as
+        printed; 2022 visits all).
 
     Returns:
       Corners [B, K, 2] int32, the (y, x) of each patch in pixels, strongest first, and
@@ -74,7 +121,7 @@ def select(
     rank = jnp.argsort(order, axis=-1).astype(jnp.int32)  # [B, L], 0 is visited first
     # Ranks, not values, are masked: then ties and infinities need no care.
     numbers = (~jnp.isnan(scores)).sum(-1, keepdims=True)
-    visited = max(1, int(locations * coverage))
+    visited = max(1, int(round(locations * coverage, 6)))  # 0.29 * 100 is 28.99…
     rank = jnp.where(rank < jnp.minimum(numbers, visited), rank, locations)
 
     # suppressed[rows - 1 + dy, columns - 1 + dx]: too close to a patch kept there.

@@ -2,7 +2,7 @@
 
 Every network is called as `logits, out = model.apply(variables, images, train=False)`
 with images [B, H, W, 3], normalised; logits [B, N] are float32 and `out` holds the maps
-that somebody may want. A name stands for a class and its arguments, nothing more:
+that somebody may want. In training a network may have several heads: [B, heads, N]. A name stands for a class and its arguments, nothing more:
 
     model = models.create("anchornet", num_classes=1000)
 """
@@ -14,11 +14,15 @@ from flax import linen as nn
 from anchornet_jax.models.anchornet import AnchorNet
 from anchornet_jax.models.densenet import DenseNet
 from anchornet_jax.models.mobilenet import EfficientNet, MobileNetV3
+from anchornet_jax.models.multiscale import MultiScaleAnchorNet
 from anchornet_jax.models.regnet import RegNet
 from anchornet_jax.models.resnet import ResNet
 
 MODELS = {  # name: (class, arguments)
     "anchornet": (AnchorNet, {}),
+    "anchornet_multiscale": (MultiScaleAnchorNet, {}),
+    # A third as wide: trains on a CPU.
+    "anchornet_multiscale_third": (MultiScaleAnchorNet, {"width": 1 / 3}),
     # One basic block per stage, half as wide: trains on a CPU.
     "resnet10": (ResNet, {"depths": (1, 1, 1, 1), "width": 32, "stem_kernel": 3}),
     "resnet18": (ResNet, {"depths": (2, 2, 2, 2)}),

@@ -90,6 +90,8 @@ class AnchorNet(nn.Module):
       num_classes: N.
       axis_name: mapped axis over which BatchNorm shares its statistics in training.
       dtype: type of the computation; parameters, statistics and logits are float32.
+      field: what a location sees; glance and patches have its size.
+      fields: of each branch; here there is one.
     """
 
     num_classes: int
@@ -99,6 +101,7 @@ class AnchorNet(nn.Module):
     field = receptive_field.accumulate(
         (row.kernel, row.stride) for row in (STEM, *EXTRACTOR)
     )[-1]
+    fields = (field,)
 
     def setup(self):
         shared = {"axis_name": self.axis_name, "dtype": self.dtype}
@@ -151,3 +154,22 @@ class AnchorNet(nn.Module):
         weights = variables["params"]["fc"]["kernel"].T[classes]  # [B, C]
         maps = jnp.einsum("bhwc,bc->bhw", features.astype(jnp.float32), weights)
         return maps / features.shape[-1]
+
+    @staticmethod
+    def contributions(variables, out, classes: jax.Array) -> tuple[jax.Array, ...]:
+        """Return what each location adds to one class per image, for each branch.
+
+        The heatmap in the units of the logit, which is the mean over the locations.
+
+        Args:
+          variables: of this network.
+          out: from `__call__`.
+          classes: [B] int32.
+
+        Returns:
+          One [B, G, G] float32.
+        """
+        features = out["features"]
+        heatmap = AnchorNet.heatmap(variables, features, classes)
+        bias = variables["params"]["fc"]["bias"][classes]
+        return (heatmap * features.shape[-1] + bias[:, None, None],)

@@ -1,0 +1,211 @@
+"""The localiser of 2020: its tables, its decision, its preset selections, its claims."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from anchornet_jax import attribution, flops, learning, models, patches, receptive_field
+from anchornet_jax.models import multiscale
+
+TABLE_1 = [  # 2020, Table 1: IR of the next row, and RF
+    (111, 3),
+    (55, 7),
+    (27, 15),
+    (27, 15),
+    (27, 15),
+    (27, 15),
+    (27, 15),
+    (27, 15),
+    (25, 31),
+    (23, 47),
+]
+TABLE_2 = [  # 2020, Table 2, in the same way; the last is the attention branch's
+    [(21, 63), (21, 63), (21, 63)],
+    [(21, 63), (17, 95), (17, 95)],
+    [(19, 79), (15, 111), (15, 111)],
+]
+SIDE = 119  # px: grids of 8, 4 and 2 locations
+NAME = "anchornet_multiscale_third"
+CLASSES = jnp.array([3, 0, 1])
+
+
+def shapes(model, side):
+    return jax.ShapeDtypeStruct((1, side, side, 3), "float32")
+
+
+def test_tables():
+    head = (multiscale.STEM, *multiscale.HEAD)
+    for rows, table in zip(multiscale.BRANCHES, TABLE_2):
+        fields = receptive_field.accumulate(
+            (r.kernel, r.stride) for r in (*head, *rows)
+        )
+        found = [(field.grid(224, 224)[0], field.size) for field in fields]
+        assert found == TABLE_1 + table
+    # 2020, Sec. 3.2: fields and stride.
+    fields = [
+        (field.size, field.stride) for field in multiscale.MultiScaleAnchorNet.fields
+    ]
+    assert fields == [(63, 8), (95, 8), (111, 8)]
+
+
+def test_counts():
+    """2020, Sec. 1: 1.6 M parameters, 0.5 G multiply-adds; exactly as documented."""
+    model = models.create("anchornet_multiscale", num_classes=1000)
+    variables = jax.eval_shape(model.init, jax.random.key(0), shapes(model, 224))
+    assert flops.parameters(variables) == 1_550_313
+    macs = flops.model_macs(model, 224)
+    assert macs == 485_516_200
+    training = [
+        flops.parameters(tree)
+        for name, tree in variables["params"].items()
+        if name.endswith("_training")
+    ]
+    assert training == 3 * [97_000]  # 96 channels to 1,000 classes, with biases
+    with_training = flops.macs(
+        lambda v, x: model.apply(v, x, train=True, mutable=["batch_stats"])[0],
+        variables,
+        shapes(model, 224),
+    )
+    assert with_training - macs == 3 * 96_000
+
+
+def lively(name):
+    """Return a network, variables that keep its signal alive, images [3, 119, 119, 3]."""
+    model = models.create(name, num_classes=4)
+    images = jax.random.normal(jax.random.key(1), (3, SIDE, SIDE, 3))
+    rng = np.random.default_rng(0)
+
+    def fill(path, leaf):
+        kind, fan_in = path[-1].key, np.prod(leaf.shape[:-1])
+        spread = {"kernel": (2 / fan_in) ** 0.5, "var": 0}.get(kind, 0.3)
+        middle = float(kind in ("scale", "var"))
+        return np.float32(middle + spread * rng.standard_normal(leaf.shape))
+
+    variables = jax.eval_shape(model.init, jax.random.key(0), images)
+    return model, jax.tree.map_with_path(fill, variables), images
+
+
+@functools.cache
+def applied(name):
+    """Return logits, maps and the attribution to `CLASSES`, of one compiled program."""
+    model, variables, images = lively(name)
+
+    @jax.jit
+    def run(variables, images):
+        found = attribution.attribution(model, variables, images, CLASSES)
+        return *model.apply(variables, images), found
+
+    return run(variables, images)
+
+
+def test_logits_are_those_of_the_chosen_branch():
+    logits, out, _ = applied(NAME)
+    grids = [maps.shape for maps in out["evidence"]]
+    assert grids == [(3, 8, 8, 4), (3, 4, 4, 4), (3, 2, 2, 4)]  # (119 - RF) // 8 + 1
+    classes, branch = multiscale.decide(jax.nn.softmax(out["branch_logits"]))
+    np.testing.assert_array_equal(branch, out["branch"])
+    np.testing.assert_array_equal(classes, logits.argmax(-1))
+    np.testing.assert_allclose(logits, out["branch_logits"][np.arange(3), branch])
+
+
+def test_attention_is_equations_1_to_5():
+    rng = np.random.default_rng(0)
+    x, g = rng.normal(size=(3, 4, 5)), rng.normal(size=(3, 4))
+    softmax = lambda v: np.exp(v) / np.exp(v).sum()
+    weights = softmax(g)  # Eq. 1
+    channels = [sum((x[:, :, c] * weights).ravel()) for c in range(5)]  # Eq. 2
+    channels = softmax(np.array(channels))  # Eq. 3
+    spatial = softmax((x * channels).sum(-1))  # Eqs. 4, 5
+    found = multiscale.attend(jnp.asarray(x)[None], jnp.asarray(g)[None])
+    np.testing.assert_allclose(found[0], spatial, rtol=1e-5)
+
+
+def test_attention_has_mean_one():
+    for spatial in applied(NAME)[1]["attention"]:
+        np.testing.assert_allclose(spatial.mean((1, 2)), 1, rtol=1e-5)
+        assert spatial.std() > 1e-2
+
+
+def test_training_has_six_heads():
+    """Each branch and each attention branch learns from the label (2020, Sec. 3.2)."""
+    model, variables, images = lively(NAME)
+
+    def heads(variables):
+        return model.apply(variables, images, train=True, mutable=["batch_stats"])[0][0]
+
+    assert jax.eval_shape(heads, variables).shape == (3, 6, 4)
+    loss = learning.cross_entropy(jnp.zeros((3, 1, 6, 4)), jnp.array([0, 1, 2]))
+    np.testing.assert_allclose(loss, np.full((3, 1), 6 * np.log(4)), rtol=1e-6)
+
+
+def oracle(probabilities):
+    """2020, Eqs. 6 to 8, written plainly for one image: three lists of probabilities."""
+    y = [row.index(max(row)) for row in probabilities]
+    p = [max(row) for row in probabilities]
+    gamma = next((c for c in y if sum(c == other for other in y) >= 2), None)
+    if gamma is None:
+        gamma = y[p.index(max(p))]
+    scores = [(p[j] == probabilities[j][gamma]) * p[j] for j in range(3)]
+    return gamma, scores.index(max(scores))
+
+
+@pytest.mark.parametrize("levels", [None, 4, 2])
+def test_decide_equals_the_equations(levels):
+    """Few levels of logits make ties, within a branch and between branches."""
+    rng = np.random.default_rng(0)
+    logits = rng.normal(size=(500, 3, 4))
+    if levels:
+        logits = rng.integers(levels, size=(500, 3, 4))
+    probabilities = np.asarray(jax.nn.softmax(logits.astype(np.float32)))
+    classes, branch = jax.jit(multiscale.decide)(probabilities)
+    wanted = [oracle(image.tolist()) for image in probabilities]
+    np.testing.assert_array_equal(np.stack([classes, branch], 1), wanted)
+    assert len(set(wanted)) > 8  # of 12: the cases are there
+
+
+@pytest.mark.parametrize(
+    ("side", "fit"), [(100, "B63, B95"), (64, "B63"), (40, "none")]
+)
+def test_too_small_an_image(side, fit):
+    model = models.create("anchornet_multiscale", num_classes=3)
+    with pytest.raises(
+        ValueError, match=f"{side}x{side} pixels.* only {fit} would fit"
+    ):
+        jax.eval_shape(model.init, jax.random.key(0), shapes(model, side))
+
+
+def test_presets():
+    """2020, Sec. 4.1; locations of 21x21, 17x17 and 15x15 grids that are visited."""
+    found = patches.preset("separate", (63, 95, 111))
+    assert found == ((5, 0.3, 0.05), (3, 0.3, 0.04), (2, 0.3, 0.03))
+    found = patches.preset("many", (63, 95, 111))
+    assert found == ((24, 0.8, 0.3), (10, 0.8, 0.3), (8, 0.8, 0.3))
+
+
+@pytest.mark.parametrize(
+    ("name", "branches", "message"),
+    [
+        ("few", (63,), "`preset` is 'few'; choose one of"),
+        ("many", (63, 79), r"`branches` holds 79; .* known .* \[63, 95, 111\]"),
+    ],
+)
+def test_unknown_preset(name, branches, message):
+    with pytest.raises(ValueError, match=message):
+        patches.preset(name, branches)
+
+
+@pytest.mark.parametrize("name", ["anchornet", NAME])
+def test_contributions_add_up_to_the_logit(name):
+    logits, out, found = applied(name)
+    branches = out.get("branch_logits", logits[:, None])  # [B, branches, N]
+    assert len(found.contributions) == branches.shape[1]
+    for j, contributions in enumerate(found.contributions):
+        wanted = branches[np.arange(3), j, CLASSES]
+        total = contributions.mean((1, 2))
+        np.testing.assert_allclose(total, wanted, atol=1e-5, rtol=1e-5)
+        assert contributions.std((1, 2)).min() > 1e-2
+    np.testing.assert_array_equal(found.classes, CLASSES)
+    np.testing.assert_array_equal(found.branch, out.get("branch", np.zeros(3)))
