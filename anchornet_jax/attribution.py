@@ -45,5 +45,5 @@ def attribution(model, variables, images: jax.Array, classes=None) -> Attributio
     logits, out = model.apply(variables, images)
     if classes is None:
         classes = logits.argmax(-1)
-    branch = out.get("branch", jnp.zeros(len(images), jnp.int32))
+    branch = out.get("branch", jnp.zeros_like(logits[:, 0], jnp.int32))
     return Attribution(classes, branch, model.contributions(variables, out, classes))

@@ -228,7 +228,7 @@ def _anchornet(found, method, image_size) -> dict:
     if "box" in found:
         corner, box = found["corners"][:, 0], found["box"]  # [n, 2], [n, 4]
         low = np.maximum(corner, box[:, :2])
-        high = np.minimum(corner + method.patch_size, box[:, 2:])
+        high = np.minimum(corner + found["size"][:, None], box[:, 2:])
         inside = np.clip(high - low, 0, None).prod(-1)
         coverage = float((inside / (box[:, 2:] - box[:, :2]).prod(-1)).mean())
     return {
@@ -248,7 +248,8 @@ def _operating_point(curve, full) -> dict:
 def _save_examples(directory, found, table, point, patch_size) -> None:
     rule = stopping.from_json(point["rule"])
     first = slice(0, len(found["image"]))
-    names = ("heatmap", "corners", "valid", "label", "predicted", "confidence", "box")
+    names = ("heatmap", "corners", "valid", "size", "label", "predicted", "confidence")
+    names += ("box",)
     arrays = {name: found[name][first] for name in names if name in found}
     workdir.write_npz(
         directory / "examples.npz",

@@ -220,6 +220,7 @@ def _new_state(method, slots, image_size) -> dict:
         "seen": np.zeros((slots, 1), np.float32),
         "corners": np.zeros((slots, k, 2), np.int32),
         "valid": np.zeros((slots, k), bool),
+        "branch": np.zeros(slots, np.int32),
     }
 
 
@@ -251,6 +252,7 @@ def programs(method: sequence.Sequence, details: bool) -> dict:
             **state,
             "corners": state["corners"].at[slots].set(found.corners),
             "valid": state["valid"].at[slots].set(found.valid),
+            "branch": state["branch"].at[slots].set(found.branch),
         }
         return state, ()
 
@@ -258,7 +260,7 @@ def programs(method: sequence.Sequence, details: bool) -> dict:
         corners = state["corners"][slots, index][:, None]  # [b, 1, 2]
         exists = state["valid"][slots, index][:, None].astype(jnp.float32)
         logits = sequence.patch_logits(
-            method, variables, state["image"], corners, slots
+            method, variables, state["image"], corners, state["branch"][slots], slots
         )[:, 0]
         state = {
             **state,

@@ -178,6 +178,44 @@ def crop(
     return jax.vmap(jax.vmap(one, in_axes=(None, 0)))(rows, corners)
 
 
+def crop_scales(
+    images: jax.Array,
+    corners: jax.Array,
+    branch: jax.Array,
+    sizes: tuple[int, ...],
+    size: int,
+    rows: jax.Array | None = None,
+) -> jax.Array:
+    """Cut patches of each image's own size out of it, and bring them to one size.
+
+    Every size is cut and one is kept: shapes are static, and cutting costs little beside
+    a network. Patches that have the size already are copied pixel for pixel.
+
+    Args:
+      images: [M, H, W, C], any type.
+      corners: [B, K, 2] int32, as in `crop`.
+      branch: [B] int32, which of the sizes.
+      sizes: sides of the patches in pixels.
+      size: side P of the result.
+      rows: as in `crop`.
+
+    Returns:
+      [B, K, P, P, C]: of the images' type if `size` is the only size, else float32.
+    """
+    if sizes == (size,):
+        return crop(images, corners, size, rows)
+    scaled = [_cut(images, corners, side, size, rows) for side in sizes]
+    return jnp.stack(scaled)[branch, jnp.arange(branch.shape[0])]
+
+
+def _cut(images, corners, side, size, rows):
+    pixels = crop(images, corners, side, rows).astype(jnp.float32)
+    if side == size:
+        return pixels
+    flat = resize(pixels.reshape(-1, *pixels.shape[2:]), size)
+    return flat.reshape(*pixels.shape[:2], *flat.shape[1:])
+
+
 def _bicubic(before: int, after: int) -> tuple[np.ndarray, np.ndarray]:
     """Return PyTorch's bicubic with align_corners and a = -0.75, 1-D.
 

@@ -62,9 +62,9 @@ def examples(
 
     Args:
       arrays: image uint8 [B, H, W, 3], heatmap [B, G, G], corners int [B, K, 2] (y, x),
-        valid bool [B, K], predicted [B, E] and confidence [B, E] after each input, exit
-        [B] (0-based), patch_size P, and, if known, the label [B] and the object's box
-        [B, 4] as (top, left, bottom, right), all in px.
+        _picture(axes, row, own, step)
+        beside = names[i] if names else f"true: {classes[row['label']]}"
+        axes.set_ylabel(_short(beside, 26), parse_math=False)
       classes: names of the N classes.
       names: of the images, beside them in place of their labels.
 
@@ -74,8 +74,7 @@ def examples(
     images, valid = np.asarray(arrays["image"]), np.asarray(arrays["valid"])
     b, height, width = images.shape[:3]
     size, inputs = int(arrays["patch_size"]), arrays["predicted"].shape[1]
-    grid = arrays["heatmap"].shape[1:]
-    step = stride(height, width, size, grid, np.asarray(arrays["corners"])[valid])
+    arrays = {"size": np.full(b, size), **arrays}
     glances = np.asarray(patches.resize(images.astype(np.float32), size))
     glances = glances.round().clip(0, 255).astype(np.uint8)
 
@@ -87,15 +86,23 @@ def examples(
     )
     for i in range(b):
         row = {key: np.asarray(v)[i] for key, v in arrays.items() if np.ndim(v)}
+        row["heatmap"] = _whole(row["heatmap"])
+        grid, own = row["heatmap"].shape, int(row["size"])
+        step = stride(height, width, own, grid, row["corners"][valid[i]])
         top = HEADER + i * (PICTURE + GAP)
         axes = _place(figure, MARGIN, top, PICTURE)
+<<<<<<< HEAD
         _picture(axes, row, size, step)
         beside = names[i] if names else f"true: {classes[row['label']]}"
         axes.set_ylabel(_short(beside, 26), parse_math=False)
+=======
+        _picture(axes, row, own, step)
+        axes.set_ylabel(f"true: {_short(classes[row['label']], 20)}", parse_math=False)
+>>>>>>> 7b1f4f6 (Patches of three sizes through views, sequence, engine, steps and pictures)
         for t in range(inputs):
             left = MARGIN + PICTURE + GAP + t * (INPUT + GAP)
             axes = _place(figure, left, top + (PICTURE - INPUT - CAPTION) / 2, INPUT)
-            _input(axes, glances[i] if t == 0 else _crop(row, t - 1, size), row, t)
+            _input(axes, glances[i] if t == 0 else _crop(row, t - 1, own), row, t)
             _verdict(axes, row, t, classes)
             if i == 0:
                 axes.set_title(f"patch {t}" if t else "glance", fontsize=8, pad=8)
@@ -160,6 +167,12 @@ def panels(
         _picture(axes, row, patch_size, stride)
         axes.set_title(title, fontsize=8, pad=4)
     return figure
+
+
+def _whole(heatmap: np.ndarray) -> np.ndarray:
+    """Return the part of a heatmap [G, G] before the rows and columns of NaN alone."""
+    there = ~np.isnan(heatmap)
+    return heatmap[: there.any(1).sum(), : there.any(0).sum()]
 
 
 def _place(figure: Figure, left: float, top: float, side: float) -> Axes:

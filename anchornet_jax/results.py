@@ -58,6 +58,7 @@ EXAMPLES = {
     "confidence": "BE",
     "exit": "B",
     "patch_size": "",
+    "size?": "B",
     "box?": "B4",
 }
 

@@ -38,8 +38,13 @@ class Sequence(NamedTuple):
 
     @property
     def patch_size(self) -> int:
-        """Return the side of glance and patches in pixels, P."""
+        """Return the side in pixels at which glance and patches are seen, P."""
         return self.anchornet.model.field.size
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Return the sides in pixels of the patches that each branch localises."""
+        return tuple(field.size for field in self.anchornet.model.fields)
 
     @property
     def classes(self) -> list[str]:
@@ -125,13 +130,17 @@ def patch_logits(
     variables,
     images: jax.Array,
     corners: jax.Array,
+    branch: jax.Array,
     rows: jax.Array | None = None,
 ) -> jax.Array:
     """Classify patches: uint8 [M, H, W, 3] and corners [B, K, 2] to [B, K, N].
 
+    Patches have the size of the localiser's branch [B] and are brought to `patch_size`.
     `rows` [B] are the images of the corners, by default one after the other.
     """
-    pixels = patches.crop(images, corners, sequence.patch_size, rows)
+    pixels = patches.crop_scales(
+        images, corners, branch, sequence.sizes, sequence.patch_size, rows
+    )
     flat = views.normalise(pixels.reshape(-1, *pixels.shape[2:]))
     logits, _ = sequence.patches.model.apply(variables["patches"], flat)
     return logits.reshape(*corners.shape[:2], -1)
@@ -182,8 +191,9 @@ def make_table_step(sequence: Sequence, *, random: bool, seed: int):
     Returns:
       `step(variables, batch)` for uint8 images `batch["image"]` [b, H, W, 3]; a dict of
       `confidence` and `predicted` [b, T], the same with `random_` before it if asked
-      for, `anchornet` [b] its class, `heatmap` [b, G, G], `corners` [b, K, 2] and
-      `valid` [b, K].
+      for, `anchornet` [b] its class, `heatmap` [b, G, G], `corners` [b, K, 2],
+      `valid` [b, K] and `size` [b] int32, the patches' side in pixels. Random patches
+      have the same size.
     """
 
     def step(variables, batch):
@@ -191,9 +201,10 @@ def make_table_step(sequence: Sequence, *, random: bool, seed: int):
         found = localize(sequence, variables, images)
         first = glance_logits(sequence, variables, images)[:, None]
         seen = jnp.ones((len(images), 1), bool)
+        size = jnp.array(sequence.sizes)[found.branch]
 
         def run(corners, valid, prefix):
-            rest = patch_logits(sequence, variables, images, corners)
+            rest = patch_logits(sequence, variables, images, corners, found.branch)
             confidence, predicted = decide(
                 jnp.concatenate([first, rest], 1),
                 jnp.concatenate([seen, valid], 1),
@@ -205,7 +216,7 @@ def make_table_step(sequence: Sequence, *, random: bool, seed: int):
         if random:
             keys = parallel.image_keys(jax.random.key(seed), len(images))
             corners = views.random_corners(
-                keys, *images.shape[1:3], sequence.patch_size, sequence.inputs - 1
+                keys, *images.shape[1:3], size, sequence.inputs - 1
             )
             result |= run(corners, jnp.ones(corners.shape[:2], bool), "random_")
         return result | {
@@ -213,6 +224,7 @@ def make_table_step(sequence: Sequence, *, random: bool, seed: int):
             "heatmap": found.heatmap,
             "corners": found.corners,
             "valid": found.valid,
+            "size": size,
         }
 
     return step

@@ -32,9 +32,9 @@ class Steps(NamedTuple):
 
     Attributes:
       glance: images to logits [B, N].
-      localize: images to corners [B, K, 2] int32, valid [B, K] bool and heatmap
-        [B, G, G].
-      patch: images and corners [B, 2], one patch each, to logits [B, N].
+      localize: images to corners [B, K, 2] int32, valid [B, K] bool, heatmap [B, G, G]
+        and branch [B] int32.
+      patch: images, corners [B, 2], one patch each, and branch to logits [B, N].
       decide: logits [B, T, N] of each input and valid [B, T] to confidence [B, T] and
         class [B, T] int32, after 1 … T inputs; any T.
       metadata: all that metadata.json says of the export.
@@ -65,11 +65,11 @@ def serialise(method: sequence.Sequence, image_size: int) -> dict[str, bytes]:
 
     def localize(own, images):
         found = sequence.localize(method, {"anchornet": own}, images)
-        return found.corners, found.valid, found.heatmap
+        return found.corners, found.valid, found.heatmap, found.branch
 
-    def patch(own, images, corners):
+    def patch(own, images, corners, branch):
         logits = sequence.patch_logits(
-            method, {"patches": own}, images, corners[:, None]
+            method, {"patches": own}, images, corners[:, None], branch
         )
         return logits[:, 0]
 
@@ -79,7 +79,12 @@ def serialise(method: sequence.Sequence, image_size: int) -> dict[str, bytes]:
     inputs = {
         glance: (variables["glance"], images),
         localize: (variables["anchornet"], images),
-        patch: (variables["patches"], images, shape((b, 2), jnp.int32)),
+        patch: (
+            variables["patches"],
+            images,
+            shape((b, 2), jnp.int32),
+            shape((b,), jnp.int32),
+        ),
         decide: (shape((b, t, classes), jnp.float32), shape((b, t), bool)),
     }
     return {

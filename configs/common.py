@@ -37,6 +37,8 @@ def get_config() -> ml_collections.ConfigDict:
     config.view.name = "full"  # | resized | patches | random
     config.view.k = 4  # patches per image
     config.view.iou_threshold = 0.3  # 2022, Sec. 4.1
+    config.view.preset = ""  # of 2020, instead of both: a key of patches.PRESETS
+    config.view.branch = 0  # of 2020: patches of 63, 95 or 111 px; 0: of the chosen one
 
     # Training; batch_size counts images on all devices together.
     config.batch_size = 256  # a multiple of the devices

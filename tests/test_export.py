@@ -111,8 +111,11 @@ def told(rules):
 def predict(run, decide, images):
     """Run all images through all steps; return what Algorithm 1 needs."""
     glance, localize, patch = run
-    corners, valid, heatmap = localize(images)
-    logits = [glance(images), *(patch(images, corners[:, k]) for k in range(2))]
+    corners, valid, heatmap, branch = localize(images)
+    logits = [
+        glance(images),
+        *(patch(images, corners[:, k], branch) for k in range(2)),
+    ]
     seen = np.ones((len(images), 1), bool)
     confidence, predicted = decide(
         jnp.stack(logits, 1), jnp.concatenate([seen, valid], 1)
@@ -131,10 +134,12 @@ def steps_of(method):
 
     def localize(variables, images):
         found = sequence.localize(method, variables, images)
-        return found.corners, found.valid, found.heatmap
+        return found.corners, found.valid, found.heatmap, found.branch
 
-    def patch(variables, images, corners):
-        found = sequence.patch_logits(method, variables, images, corners[:, None])
+    def patch(variables, images, corners, branch):
+        found = sequence.patch_logits(
+            method, variables, images, corners[:, None], branch
+        )
         return found[:, 0]
 
     glance = functools.partial(sequence.glance_logits, method)

@@ -1,11 +1,14 @@
-"""A network of two layers, and a config that trains it in seconds."""
+"""Networks of a layer or two, and a config that trains it in seconds."""
 
+import jax
 import jax.numpy as jnp
 import pytest
 from flax import linen as nn
 
 from anchornet_jax import models
-from anchornet_jax.models import layers
+from anchornet_jax.models import layers, multiscale
+from anchornet_jax.models.multiscale import MultiScaleAnchorNet
+from anchornet_jax.receptive_field import ReceptiveField
 from configs import common
 
 
@@ -31,6 +34,30 @@ class Tiny(nn.Module):
         )
         x = nn.relu(x).mean((1, 2), dtype=jnp.float32)
         return nn.Dense(self.num_classes, name="fc")(x), {}
+
+
+class TinyScales(nn.Module):
+    """A localiser of three branches, each one linear convolution."""
+
+    num_classes: int
+    axis_name: str | None = None
+    dtype: str = "float32"
+
+    fields = tuple(ReceptiveField(size, 4) for size in (12, 20, 28))
+    field = fields[1]
+    contributions = staticmethod(MultiScaleAnchorNet.contributions)
+
+    @nn.compact
+    def __call__(self, images, *, train=False):
+        """Return what MultiScaleAnchorNet returns, less the attention."""
+        evidence = tuple(
+            layers.Conv(self.num_classes, size, stride, name=f"b{size}")(images)
+            for size, stride in self.fields
+        )
+        logits = jnp.stack([maps.mean((1, 2)) for maps in evidence], 1)
+        _, branch = multiscale.decide(jax.nn.softmax(logits))
+        logits = jnp.take_along_axis(logits, branch[:, None, None], 1)[:, 0]
+        return logits, {"evidence": evidence, "branch": branch}
 
 
 @pytest.fixture

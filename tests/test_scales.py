@@ -1,0 +1,231 @@
+"""Patches of three sizes through views, sequence, engine, steps and pictures."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from anchornet_jax import (
+    inference,
+    models,
+    parallel,
+    patches,
+    pictures,
+    sequence,
+    steps,
+    stopping,
+    views,
+)
+from anchornet_jax.networks import Network
+from tests import tiny
+
+SIDE, COUNT = 60, 8
+SIZES = (12, 20, 28)
+
+
+def network(model, size, seed):
+    variables = jax.jit(model.init)(jax.random.key(seed), jnp.zeros((1, size, size, 3)))
+    return Network(model, variables, {"classes": ["a", "b", "c"]})
+
+
+@pytest.fixture(scope="module")
+def method():
+    """Return the method with random networks of three classes, three inputs."""
+    return sequence.Sequence(
+        network(tiny.TinyScales(3), SIDE, 4),
+        network(tiny.Tiny(3), 20, 1),
+        network(tiny.Tiny(3), 20, 2),
+        inputs=3,
+        iou_threshold=0.5,
+    )
+
+
+@pytest.fixture(scope="module")
+def images():
+    """Return coarse random pixels: evidence of all sizes."""
+    rng = np.random.default_rng(2)
+    coarse = rng.integers(0, 256, (COUNT, 10, 10, 3), np.uint8)
+    return coarse.repeat(6, 1).repeat(6, 2)
+
+
+@pytest.fixture(scope="module")
+def table(method, images):
+    """Return the exit table's columns for all images."""
+    step = parallel.predict_step(sequence.make_table_step(method, random=True, seed=0))
+    batch = parallel.shard({"image": images})
+    return parallel.gather(step(parallel.replicate(method.variables()), batch))
+
+
+@pytest.fixture(scope="module")
+def found(method, images):
+    """Return the localisation of all images."""
+    localizer = method.anchornet
+    return views.localize(
+        localizer.model, localizer.variables, images, k=2, iou_threshold=0.5
+    )
+
+
+def resized(pixels, size):
+    return patches.resize(jnp.asarray(pixels, jnp.float32), size)
+
+
+def test_every_branch_is_chosen(found, table):
+    assert set(np.asarray(found.branch)) == {0, 1, 2}
+    np.testing.assert_array_equal(table["size"], np.take(SIZES, found.branch))
+
+
+def test_patches_are_the_chosen_branch_s(method, images, found):
+    """Strongest first, of the right grid; the rest of the largest grid is NaN."""
+    model, variables, _ = method.anchornet
+    logits, out = model.apply(variables, views.normalise(images))
+    np.testing.assert_array_equal(out["branch"], found.branch)
+    for i, j in enumerate(np.asarray(found.branch)):
+        grid = (SIDE - SIZES[j]) // 4 + 1
+        wanted = out["evidence"][j][i, :, :, logits[i].argmax()]
+        np.testing.assert_allclose(found.heatmap[i, :grid, :grid], wanted, rtol=1e-4)
+        assert np.isnan(found.heatmap[i]).sum() == 13**2 - grid**2  # (60 - 12) / 4 + 1
+        corners, valid = patches.select(
+            wanted[None], model.fields[j], k=2, iou_threshold=0.5
+        )
+        np.testing.assert_array_equal(found.corners[i], corners[0])
+        np.testing.assert_array_equal(found.valid[i], valid[0])
+
+
+def test_cut_brings_patches_to_the_middle_size(method, images, found):
+    pixels = views.cut(method.anchornet.model, images, found)
+    assert pixels.shape == (COUNT, 2, 20, 20, 3)
+    for i in range(COUNT):
+        size = SIZES[int(found.branch[i])]
+        y, x = np.asarray(found.corners[i, 0])
+        own = resized(images[None, i, y : y + size, x : x + size], 20)
+        np.testing.assert_allclose(pixels[i, 0], views.normalise(own)[0], atol=1e-4)
+
+
+def test_one_size_is_copied_pixel_for_pixel(images):
+    corners = jnp.array([[[3, 5], [7, 0]]] * COUNT)
+    branch = jnp.zeros(COUNT, int)
+    found = patches.crop_scales(images, corners, branch, (20,), 20)
+    assert found.dtype == jnp.uint8
+    np.testing.assert_array_equal(found, patches.crop(images, corners, 20))
+
+
+@pytest.mark.parametrize(("branch", "size"), [(1, 20), (2, 28)])
+def test_view_of_one_branch_keeps_its_size(method, images, branch, size):
+    model, variables, _ = method.anchornet
+    view = views.make("patches", model, k=2, branch=size)
+    inputs, valid = view(images, None, variables)
+    found = views.localize(model, variables, images, k=2, branch=size)
+    assert (np.asarray(found.branch) == branch).all()
+    wanted = patches.crop(images, found.corners, size)
+    np.testing.assert_allclose(inputs, views.normalise(wanted), atol=1e-5)
+    np.testing.assert_array_equal(valid, found.valid)
+
+
+def test_preset_gives_room_for_its_largest_k():
+    """2020, Sec. 4.1: K is 24 of B63; of the others the rest does not exist."""
+    localizer = models.create("anchornet_multiscale_third", 3)
+    images = jax.ShapeDtypeStruct((2, 224, 224, 3), jnp.uint8)
+    pixels = jax.ShapeDtypeStruct((1, 224, 224, 3), jnp.float32)
+    variables = jax.eval_shape(localizer.init, jax.random.key(0), pixels)
+    view = views.make("patches", localizer, preset="many", branch=111)
+    inputs, valid = jax.eval_shape(view, images, None, variables)
+    assert inputs.shape == (2, 24, 111, 111, 3) and valid.shape == (2, 24)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"branch": 16}, r"`branch` is 16; choose one of \[12, 20, 28\]"),
+        ({"preset": "many"}, "`branches` holds 12; the preset 'many' is known for"),
+        ({"preset": "few"}, "`preset` is 'few'; choose one of"),
+    ],
+)
+def test_views_that_cannot_be(method, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        views.make("patches", method.anchornet.model, **arguments)
+
+
+def test_table_equals_one_image_at_a_time(method, images, found, table):
+    pixels = views.cut(method.anchornet.model, images, found)
+    for i in range(COUNT):
+        glance = resized(images[None, i], 20)
+        run = [
+            method.glance.model.apply(method.glance.variables, views.normalise(glance))
+        ]
+        for k in range(2):
+            run.append(
+                method.patches.model.apply(method.patches.variables, pixels[None, i, k])
+            )
+        logits = jnp.stack([logits for logits, _ in run], 1)
+        seen = jnp.concatenate([jnp.ones((1, 1), bool), found.valid[None, i]], 1)
+        confidence, predicted = sequence.decide(logits, seen, "logits")
+        np.testing.assert_allclose(table["confidence"][i], confidence[0], rtol=1e-4)
+        np.testing.assert_array_equal(table["predicted"][i], predicted[0])
+
+
+def test_random_patches_have_the_same_sizes():
+    """Uniform over all places of a patch of each image's own size."""
+    keys = jax.random.split(jax.random.key(0), 900)
+    size = jnp.tile(jnp.array(SIZES), 300)
+    corners = np.asarray(views.random_corners(keys, SIDE, SIDE, size, 1))[:, 0]
+    for own in SIZES:
+        assert corners[size == own].min() == 0
+        assert corners[size == own].max() == SIDE - own
+
+
+def test_engine_equals_the_table(method, images, table):
+    rule = stopping.ThresholdRule(
+        np.quantile(table["confidence"][:, :2], 0.5, 0) + 1e-4
+    )
+    classifier = inference.Classifier(
+        method, rule, image_size=SIDE, batch_size=4, details=True
+    )
+    result = classifier.classify(images)
+    exits = rule.exits(table["confidence"])
+    np.testing.assert_array_equal(result.exit, exits)
+    np.testing.assert_array_equal(
+        result.predicted, table["predicted"][np.arange(COUNT), exits]
+    )
+    later = exits > 0
+    assert 0 < later.sum() < COUNT
+    np.testing.assert_array_equal(result.corners[later], table["corners"][later])
+
+
+def test_serialised_steps_equal_the_table(method, images, table):
+    traced = steps.serialise(method, SIDE)
+    run = steps.deserialise(traced, method.variables(), {})
+    corners, valid, heatmap, branch = run.localize(images)
+    np.testing.assert_array_equal(corners, table["corners"])
+    np.testing.assert_allclose(heatmap, table["heatmap"], atol=1e-4)
+    logits = [run.glance(images)]
+    logits += [run.patch(images, corners[:, k], branch) for k in range(2)]
+    seen = jnp.concatenate([jnp.ones((COUNT, 1), bool), valid], 1)
+    confidence, predicted = run.decide(jnp.stack(logits, 1), seen)
+    np.testing.assert_allclose(confidence, table["confidence"], rtol=1e-4)
+    np.testing.assert_array_equal(predicted, table["predicted"])
+
+
+def test_pictures_draw_each_image_s_own_patches(images, table):
+    names = ("heatmap", "corners", "valid", "size", "predicted", "confidence")
+    arrays = {name: table[name] for name in names} | {
+        "image": images,
+        "label": np.zeros(COUNT, int),
+        "exit": np.full(COUNT, 2),
+        "patch_size": np.array(20),
+    }
+    figure = pictures.examples(arrays, ["a", "b", "c"])
+    columns = 1 + 3
+    for i, size in enumerate(table["size"]):
+        picture = figure.axes[columns * i]
+        sides = {patch.get_width() for patch in picture.patches}
+        assert sides == {size}
+        left, right, _, _ = picture.images[1].get_extent()
+        # Locations stand for the centres of their patches, a stride of 4 px each.
+        assert (left, right) == (
+            (size - 4) / 2,
+            (size - 4) / 2 + 4 * ((60 - size) // 4 + 1),
+        )
+        assert figure.axes[columns * i + 2].images[0].get_array().shape[:2] == (
+            size,
+            size,
+        )
