@@ -179,7 +179,11 @@ class Plates(tfds.core.GeneratorBasedBuilder):
             name="small", description="For tests.", train=64, calibration=32, test=32
         ),
         PlatesConfig(
-            name="sizes", description="Digits that fill plates.", digit_height=0.75
+            name="sizes",
+            description="Digits that fill plates.",
+            calibration=1000,
+            test=1000,
+            digit_height=0.75,
         ),
     )
 

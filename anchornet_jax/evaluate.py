@@ -44,8 +44,11 @@ def evaluate(config, directory) -> dict:
     source = data.prepare(**config.data)
     for split in (config.calibration_split, config.test_split):
         source.examples(split)
+    names = ("anchornet", "full_image", "glance", "patches")
     trained = {
-        name: networks.load(path) for name, path in config.networks.items() if path
+        name: networks.load(config.networks[name])
+        for name in names
+        if config.networks[name]
     }
     method = sequence.check(
         sequence.Sequence(

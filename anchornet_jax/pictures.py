@@ -62,9 +62,10 @@ def examples(
 
     Args:
       arrays: image uint8 [B, H, W, 3], heatmap [B, G, G], corners int [B, K, 2] (y, x),
-        _picture(axes, row, own, step)
-        beside = names[i] if names else f"true: {classes[row['label']]}"
-        axes.set_ylabel(_short(beside, 26), parse_math=False)
+        valid bool [B, K], predicted [B, E] and confidence [B, E] after each input, exit
+        [B] (0-based), patch_size P of the inputs, and, if known, the label [B], the
+        object's box [B, 4] as (top, left, bottom, right) and the size [B] of each image's
+        patches, else P, all in px. A heatmap that is smaller than others ends with NaN.
       classes: names of the N classes.
       names: of the images, beside them in place of their labels.
 
@@ -91,14 +92,9 @@ def examples(
         step = stride(height, width, own, grid, row["corners"][valid[i]])
         top = HEADER + i * (PICTURE + GAP)
         axes = _place(figure, MARGIN, top, PICTURE)
-<<<<<<< HEAD
-        _picture(axes, row, size, step)
+        _picture(axes, row, own, step)
         beside = names[i] if names else f"true: {classes[row['label']]}"
         axes.set_ylabel(_short(beside, 26), parse_math=False)
-=======
-        _picture(axes, row, own, step)
-        axes.set_ylabel(f"true: {_short(classes[row['label']], 20)}", parse_math=False)
->>>>>>> 7b1f4f6 (Patches of three sizes through views, sequence, engine, steps and pictures)
         for t in range(inputs):
             left = MARGIN + PICTURE + GAP + t * (INPUT + GAP)
             axes = _place(figure, left, top + (PICTURE - INPUT - CAPTION) / 2, INPUT)

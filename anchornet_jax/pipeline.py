@@ -13,6 +13,7 @@ import jax
 from absl import logging
 
 from anchornet_jax import (
+    analyses,
     data,
     evaluate,
     export,
@@ -21,6 +22,7 @@ from anchornet_jax import (
     networks,
     predict,
     report,
+    scales,
     torch_import,
     train,
     workdir,
@@ -95,6 +97,8 @@ STAGES = {
     "train": train.train,
     "evaluate": evaluate.evaluate,
     "export": export.export,
+    "scales": scales.scales,
+    "analyses": analyses.analyses,
 }
 
 

@@ -79,7 +79,7 @@ def localize(
         (heatmap, *patches.select(heatmap, field, **selection._asdict()))
         for heatmap, field, selection in zip(maps, model.fields, selections)
     ]
-    return Localization(logits, *_chosen(found, chosen), chosen)
+    return Localization(logits, *choose(found, chosen), chosen)
 
 
 def branch_index(model, size: int) -> int:
@@ -94,8 +94,16 @@ def branch_index(model, size: int) -> int:
     return sizes.index(size)
 
 
-def _chosen(found, branch):
-    """Take each image's own of the branches' (heatmap, corners, valid), made alike."""
+def choose(found, branch):
+    """Take each image's own of the branches' (heatmap, corners, valid), made alike.
+
+    Args:
+      found: of each branch, from `patches.select`, its heatmap first.
+      branch: [B] int32.
+
+    Returns:
+      Heatmap [B, G, G], NaN beyond a smaller grid, corners [B, K, 2], valid [B, K].
+    """
     columns = zip(*found)
     return [
         jnp.stack(_padded(column, fill))[branch, jnp.arange(branch.shape[0])]

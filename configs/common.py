@@ -61,6 +61,9 @@ def get_config() -> ml_collections.ConfigDict:
     config.networks.full_image = ""  # the reference point; may stay empty
     config.networks.glance = ""  # sees the resized image
     config.networks.patches = ""  # sees the patches
+    config.networks.b63 = ""  # 2020: sees patches of 63 px as they are
+    config.networks.b95 = ""  # and of 95 px
+    config.networks.b111 = ""  # and of 111 px
     config.inputs = 5  # T: the glance and T - 1 patches
     config.fuse = "logits"  # what is summed over inputs: logits | probabilities
     config.rule = "thresholds"  # who leaves when: geometric | thresholds | value
@@ -110,8 +113,10 @@ def choose(argument: str, **allowed) -> list[str]:
     return chosen
 
 
-def pipeline(base, trainings) -> ml_collections.ConfigDict:
-    """Return a pipeline: the data, all trainings, the evaluation, the export.
+def pipeline(
+    base, trainings, programs=("evaluate", "export")
+) -> ml_collections.ConfigDict:
+    """Return a pipeline: the data, all trainings, the programs that use the networks.
 
     The stages share the pipeline's data, splits and seed: changed there, also on the
     command line, they change in all stages.
@@ -119,29 +124,31 @@ def pipeline(base, trainings) -> ml_collections.ConfigDict:
     Args:
       base: what is the same in all stages.
       trainings: stage -> (network, view, batch size, epochs, learning rate); the stages
-        are `anchornet`, `full_image`, and `glance` and `patches`, which start from
-        `full_image`. Cosine schedule after a warm-up of 5 %.
+        are `anchornet`, `full_image`, and those that start from it: `glance`, `patches`
+        and, of 2020, `b63`, `b95` and `b111`. Cosine schedule after a warm-up of 5 %.
+      programs: of the last stages, which have their names.
     """
     whole = base.copy_and_resolve_references()
     whole.program = "pipeline"
     whole.stages.data = _stage(whole, "prepare")
-    evaluation, export = _stage(whole, "evaluate"), _stage(whole, "export")
+    last = {program: _stage(whole, program) for program in programs}
     for name, (model, view, batch_size, epochs, rate) in trainings.items():
         stage = _stage(whole, "train")
         stage.model, stage.view.name = model, view
         stage.batch_size, stage.epochs = batch_size, epochs
         stage.optimizer.learning_rate = rate
         stage.optimizer.schedule, stage.optimizer.warmup = "cosine", 0.05
-        if name in ("glance", "patches"):
+        if name not in ("anchornet", "full_image"):
             stage.init_from = "full_image/network"
         if view == "patches":
             stage.localizer = "anchornet/network"
         whole.stages[name] = stage
-        for user in (evaluation, export):
+        for user in last.values():
             user.networks[name] = f"{name}/network"
-    whole.stages.evaluate, whole.stages.export = evaluation, export
-    export.evaluation = "evaluate"
-    whole.order = ("data", *trainings, "evaluate", "export")
+    for program, stage in last.items():
+        whole.stages[program] = stage
+    whole.stages.export.evaluation = "evaluate"
+    whole.order = ("data", *trainings, *programs)
     return whole
 
 

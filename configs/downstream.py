@@ -10,6 +10,10 @@ network (Eq. 5); both start from the full-image network in runs/NETWORK_full/net
 `patches` needs AnchorNet in runs/anchornet/network. `full` trains that network, unless
 you have one: --config.init_from. `random` learns from random patches, an ablation.
 
+`b63`, `b95` and `b111` in place of VIEW fine-tune on the patches that this branch of the
+localiser of 2020 finds (Sec. 4.1, 4.3), as large as they are: up to 24, 10 and 8 of an
+image, so a GPU of 80 GB takes a batch in parts, --config.accumulate=8.
+
 Data: imagenet2012 of TFDS. Expected on the validation images: full 76.93 % for
 DenseNet-201 (Table 2), 76.16 % for ResNet-50 (torchvision's, trained alike); resized
 70.38 % (DenseNet-201, Table 2) and 71.59 % (ResNet-50, Table 3, one input); the others
@@ -20,7 +24,8 @@ on `calibration_split`, 25,000 images kept out of the training. Time: not measur
 from configs import common
 
 NETWORKS = ("resnet50", "densenet201")
-VIEWS = ("full", "resized", "patches", "random")
+SCALES = {"b63": 63, "b95": 95, "b111": 111}  # px, of the branches of 2020
+VIEWS = ("full", "resized", "patches", "random", *SCALES)
 
 
 def get_config(argument=""):
@@ -36,6 +41,9 @@ def get_config(argument=""):
     config.init_from = f"runs/{network}_full/network"
     if view == "patches":
         config.localizer = "runs/anchornet/network"
+    if view in SCALES:
+        config.localizer = "runs/anchornet_multiscale/network"
+        config.view.update(name="patches", branch=SCALES[view], preset="many")
     config.epochs = 30.0
     config.optimizer.learning_rate = 0.01
     config.optimizer.schedule = "cosine"

@@ -13,14 +13,16 @@ ROOT = pathlib.Path(__file__).parent.parent
 NETWORKS = ("resnet50", "densenet201")
 CONFIGS = [  # (file, argument)
     ("anchornet", ""),
+    ("anchornet", "multiscale"),
     ("demo", ""),
+    ("demo_multiscale", ""),
     ("imagenette", ""),
     *(
         ("downstream", f"{network},{view}")
         for network in NETWORKS
-        for view in ("full", "resized", "patches", "random")
+        for view in ("full", "resized", "patches", "random", "b63", "b95", "b111")
     ),
-    *(("dynamic", network) for network in NETWORKS),
+    *((file, network) for file in ("dynamic", "scales") for network in NETWORKS),
 ]
 
 
@@ -69,7 +71,7 @@ def test_docstring_has_commands_that_work(file):
     assert "Data: " in text
 
 
-@pytest.mark.parametrize("file", ["demo", "imagenette"])
+@pytest.mark.parametrize("file", ["demo", "demo_multiscale", "imagenette"])
 def test_stages_share_data_splits_and_seed(file):
     """So that one flag gives a pipeline another data set."""
     config = load(file, "").lock()
@@ -86,6 +88,32 @@ def test_stages_share_data_splits_and_seed(file):
         assert stage["data"] == config.data.to_dict()
         assert stage["data"]["name"] == "folder:/mine"
         assert (stage["test_split"], stage["seed"]) == ("val", 7)
+
+
+def test_localizer_of_2020():
+    """2020, Sec. 4.1: batch, epochs, rate and its drops."""
+    config = load("anchornet", "multiscale")
+    assert (config.model, config.batch_size, config.epochs) == (
+        "anchornet_multiscale",
+        256,
+        100,
+    )
+    optimizer = config.optimizer
+    assert (optimizer.learning_rate, optimizer.schedule) == (0.1, "step")
+    assert optimizer.boundaries == (0.3, 0.6, 0.9) and not optimizer.nesterov
+
+
+@pytest.mark.parametrize(("view", "size"), [("b63", 63), ("b95", 95), ("b111", 111)])
+def test_stage_two_of_2020(view, size):
+    """Sec. 4.1: the patches of the slacker settings, of each scale."""
+    config = load("downstream", f"resnet50,{view}")
+    assert config.localizer == load("scales", "resnet50").networks.anchornet
+    found = dict(config.view)
+    assert (found["name"], found["branch"], found["preset"]) == (
+        "patches",
+        size,
+        "many",
+    )
 
 
 @pytest.mark.parametrize("network", NETWORKS)
@@ -115,7 +143,7 @@ def test_networks_are_looked_for_where_training_leaves_them():
     directories = {"runs/anchornet", *re.findall(r"--workdir=(\S+)", text)}
     read = [load("dynamic", "resnet50").networks.to_dict()]
     read.append({"from": load("downstream", "resnet50,patches").init_from})
-    for path in (path for paths in read for path in paths.values()):
+    for path in (path for paths in read for path in paths.values() if path):
         assert path.removesuffix("/network") in directories
 
 
@@ -129,6 +157,7 @@ def test_networks_are_looked_for_where_training_leaves_them():
         ("downstream", "resnet50,full,full"),
         ("dynamic", ""),
         ("dynamic", "resnet50,full"),
+        ("scales", "resnet10"),
     ],
 )
 def test_unknown_choice(file, argument):

@@ -1,0 +1,132 @@
+"""The program `scales`: what Table 3 of 2020 reports, from networks that know nothing."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from anchornet_jax import data, flops, models, networks, pipeline, scales, views
+from tests import tiny as tiny_networks
+from tests.tiny import tiny  # noqa: F401
+
+SIZES = (12, 20, 28)
+SIDE = 64
+
+
+@pytest.fixture
+def config(data_dir, tmp_path, monkeypatch, tiny):  # noqa: F811
+    """Return a config of `scales` on 32 images, with random networks in `tmp_path`."""
+    monkeypatch.setitem(models.MODELS, "scales", (tiny_networks.TinyScales, {}))
+    config = tiny_networks.config(data_dir, program="scales", batch_size=8)
+    config.data.image_size = SIDE
+    config.view.update(k=2, iou_threshold=0.5)
+    names = {"anchornet": ("scales", SIDE), "full_image": ("tiny", SIDE)}
+    names |= {f"b{size}": ("tiny", size) for size in SIZES}
+    for seed, (name, (model, size)) in enumerate(names.items(), 3):
+        module = models.create(model, 10)
+        pixels = jnp.zeros((1, size, size, 3))
+        variables = jax.jit(module.init)(jax.random.key(seed), pixels)
+        path = tmp_path / name
+        networks.save(path, {"name": model, "num_classes": 10}, variables)
+        config.networks[name] = str(path)
+    return config
+
+
+def by_hand(config):
+    """Classify image after image, patch after patch; return rows of plain numbers."""
+    source = data.prepare(**config.data)
+    found = {
+        name: networks.load(path) for name, path in config.networks.items() if path
+    }
+    rows = []
+    for batch in data.evaluation(source, "test", batch_size=8):
+        images = batch["image"].reshape(-1, SIDE, SIDE, 3)
+        place = views.localize(*found["anchornet"][:2], images, k=2, iou_threshold=0.5)
+        for i, image in enumerate(images):
+            size = SIZES[int(place.branch[i])]
+            network, total = found[f"b{size}"], 0
+            for (y, x), valid in zip(np.asarray(place.corners[i]), place.valid[i]):
+                if valid:
+                    cut = views.normalise(image[None, y : y + size, x : x + size])
+                    logits, _ = network.model.apply(network.variables, cut)
+                    total += np.asarray(jax.nn.softmax(logits))[0]
+            label = int(batch["label"].reshape(-1)[i])
+            count = int(place.valid[i].sum())
+            rows.append(
+                (
+                    size,
+                    count,
+                    total.argmax() == label,
+                    int((total > total[label]).sum()) < 5,
+                )
+            )
+    return rows
+
+
+def test_equals_one_patch_at_a_time(config, tmp_path):
+    summary = pipeline.run_stage(config, tmp_path / "run")
+    rows = by_hand(config)
+    assert len(rows) == 32 and summary["overall"]["images"] == 32
+    one = {size: flops.model_macs(models.create("tiny", 10), size) for size in SIZES}
+    localizer = flops.model_macs(models.create("scales", 10), SIDE)
+    seen = 0
+    for size, found in summary["branches"].items():
+        own = [row for row in rows if row[0] == int(size)]
+        seen += len(own) > 0
+        assert (found["images"], found["share"]) == (len(own), len(own) / 32)
+        if own:
+            counts, right, top5 = (np.mean([row[n] for row in own]) for n in (1, 2, 3))
+            assert found["patches"] == pytest.approx(counts)
+            assert found["accuracy"] == pytest.approx(right)
+            assert found["top5"] == pytest.approx(top5)
+            assert found["macs"] == pytest.approx(counts * one[int(size)])
+            spent = found["macs_with_localizer"] - found["macs"]
+            assert spent == pytest.approx(localizer)
+        else:
+            assert found["accuracy"] is None and found["macs_with_localizer"] is None
+    assert seen >= 2
+    overall = summary["overall"]
+    assert overall["accuracy"] == pytest.approx(np.mean([row[2] for row in rows]))
+    assert overall["macs"] == pytest.approx(
+        np.mean([row[1] * one[row[0]] for row in rows])
+    )
+    written = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert written["branches"] == summary["branches"]
+
+
+def test_group_runs_full_batches_and_forgets_nobody(tiny):  # noqa: F811
+    module = models.create("tiny", 3)
+    variables = jax.jit(module.init)(jax.random.key(0), jnp.zeros((1, 12, 12, 3)))
+    group = scales.Group(networks.Network(module, variables, {}), 12, batch_size=8)
+    pixels = np.random.default_rng(0).integers(0, 256, (11, 12, 12, 3), np.uint8)
+    for owner, image in zip([0, 1, 2, 0, 1, 2, 0, 1, 2, 0, 1], pixels):
+        group.add(owner, image)
+    group.flush()
+    logits, _ = module.apply(variables, views.normalise(pixels))
+    wanted = np.asarray(jax.nn.softmax(logits))
+    for owner in range(3):
+        np.testing.assert_allclose(
+            group.sums[owner], wanted[owner::3].sum(0), rtol=1e-5
+        )
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("networks.b20", "", "`config.networks.b20` is empty; give the network for"),
+        ("networks.full_image", "", "`config.networks.full_image` is empty"),
+        ("view.preset", "few", "`preset` is 'few'; choose one of"),
+        ("view.preset", "many", "`branches` holds 12"),
+        ("batch_size", 6, "`batch_size` is 6"),
+    ],
+)
+def test_bad_config_writes_nothing(config, tmp_path, key, value, message):
+    part, *path = config, *key.split(".")
+    for name in path[:-1]:
+        part = part[name]
+    part[path[-1]] = value
+    with pytest.raises(ValueError, match=message):
+        scales.scales(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
