@@ -49,15 +49,20 @@ class TinyScales(nn.Module):
 
     @nn.compact
     def __call__(self, images, *, train=False):
-        """Return what MultiScaleAnchorNet returns, less the attention."""
+        """Return what MultiScaleAnchorNet returns; it attends to all alike."""
         evidence = tuple(
             layers.Conv(self.num_classes, size, stride, name=f"b{size}")(images)
             for size, stride in self.fields
         )
         logits = jnp.stack([maps.mean((1, 2)) for maps in evidence], 1)
         _, branch = multiscale.decide(jax.nn.softmax(logits))
-        logits = jnp.take_along_axis(logits, branch[:, None, None], 1)[:, 0]
-        return logits, {"evidence": evidence, "branch": branch}
+        out = {
+            "branch": branch,
+            "branch_logits": logits,
+            "evidence": evidence,
+            "attention": tuple(jnp.ones(maps.shape[:3]) for maps in evidence),
+        }
+        return jnp.take_along_axis(logits, branch[:, None, None], 1)[:, 0], out
 
 
 @pytest.fixture

@@ -1,0 +1,146 @@
+"""The analyses of 2020: areas and masks by hand, and the program with its figures."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from anchornet_jax import (
+    analyses,
+    data,
+    gallery,
+    models,
+    networks,
+    patches,
+    pipeline,
+    views,
+)
+from tests import tiny as tiny_networks
+from tests.tiny import tiny  # noqa: F401
+
+SIZES = (12, 20, 28)
+SIDE = 64
+
+
+def test_cover():
+    rng = np.random.default_rng(0)
+    corners = rng.integers(0, 20, (4, 3, 2)).astype(np.int32)
+    valid, size = rng.random((4, 3)) < 0.7, np.array([3, 5, 8, 5])
+    found = analyses.cover(
+        jnp.asarray(corners), jnp.asarray(valid), jnp.asarray(size), 24, 30
+    )
+    for b in range(4):
+        wanted = np.zeros((24, 30), bool)
+        for k, (y, x) in enumerate(corners[b]):
+            if valid[b, k]:
+                wanted[y : y + size[b], x : x + size[b]] = True
+            np.testing.assert_array_equal(found[b, k], wanted)
+
+
+def test_edges_of_a_step_and_of_nothing():
+    images = np.full((2, 8, 9, 3), 100, np.uint8)
+    images[0, :, 5:] = 180
+    found = np.asarray(analyses.edges(images))
+    wanted = np.zeros((2, 8, 9))
+    wanted[0, :, 4:6] = 4 * 80  # Sobel: 1 + 2 + 1 times the step, on both sides of it
+    np.testing.assert_allclose(found, wanted, atol=1e-3)
+
+
+@pytest.fixture
+def config(data_dir, tmp_path, monkeypatch, tiny):  # noqa: F811
+    """Return a config of `analyses` on 32 images, with random networks."""
+    monkeypatch.setitem(models.MODELS, "scales", (tiny_networks.TinyScales, {}))
+    known = {size: patches.Selection(2, 0.5, 0.5) for size in SIZES}
+    monkeypatch.setitem(patches.PRESETS, analyses.SEPARATE, known)
+    config = tiny_networks.config(data_dir, program="analyses", batch_size=8)
+    config.data.image_size, config.inputs = SIDE, 3
+    for seed, name in enumerate(("anchornet", "full_image"), 3):
+        model = {"anchornet": "scales", "full_image": "tiny"}[name]
+        module = models.create(model, 10)
+        variables = jax.jit(module.init)(
+            jax.random.key(seed), jnp.zeros((1, SIDE, SIDE, 3))
+        )
+        networks.save(tmp_path / name, {"name": model, "num_classes": 10}, variables)
+        config.networks[name] = str(tmp_path / name)
+    return config
+
+
+def test_program(config, tmp_path):
+    summary = pipeline.run_stage(config, tmp_path / "run")
+    source = data.prepare(**config.data)
+    batches = list(data.evaluation(source, "test", batch_size=8))
+    images = np.concatenate([b["image"].reshape(-1, SIDE, SIDE, 3) for b in batches])
+    label = np.concatenate([b["label"].reshape(-1) for b in batches])
+    localizer, full = (
+        networks.load(config.networks[name]) for name in ("anchornet", "full_image")
+    )
+    classify = lambda pixels: np.asarray(
+        full.model.apply(full.variables, views.normalise(pixels))[0].argmax(-1)
+    )
+    one = views.localize(*localizer[:2], images, k=1)
+    for j, size in enumerate(SIZES):
+        chosen = np.asarray(one.branch) == j
+        row = summary["table_4"][str(size)]
+        assert row["images"] == chosen.sum()
+        if chosen.any():
+            cut = np.asarray(patches.crop(images, one.corners, size))[chosen, 0]
+            wanted = (classify(cut) == label[chosen]).mean()
+            assert row["localized"] == pytest.approx(wanted)
+    two = views.localize(*localizer[:2], images, k=2, iou_threshold=0.3)
+    mask = np.zeros((len(images), SIDE, SIDE), bool)
+    for k in range(2):
+        for i, (y, x) in enumerate(np.asarray(two.corners)[:, k]):
+            size = SIZES[int(two.branch[i])] * bool(two.valid[i, k])
+            mask[i, y : y + size, x : x + size] = True
+        row = summary["figure_6"]["AnchorNet"][k]
+        assert row["area"] == pytest.approx(mask.mean())
+        covered, masked = images * mask[..., None], images * ~mask[..., None]
+        assert row["covered"] == pytest.approx((classify(covered) == label).mean())
+        assert row["masked"] == pytest.approx((classify(masked) == label).mean())
+    for rows in summary["figure_6"].values():  # more patches cover more
+        assert rows[0]["area"] < rows[1]["area"]
+    written = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert written["figure_6"] == summary["figure_6"]
+    for figure in ("3_patches", "4_confused", "5_attention", "6_area"):
+        for suffix in ("png", "svg"):
+            assert (
+                tmp_path / "run" / f"figure_{figure}.{suffix}"
+            ).stat().st_size > 1000
+
+
+def test_the_centre_is_the_centre(config):
+    localizer = networks.load(config.networks.anchornet)
+    images = np.zeros((2, 62, 62, 3), np.uint8)  # grids of 13, 11 and 9: odd
+    _, out = localizer.model.apply(localizer.variables, views.normalise(images))
+    evidence = [maps[..., 0] for maps in out["evidence"]]
+    maps = analyses._heatmaps(localizer.model, evidence, images, jax.random.key(0))
+    assert set(maps) == set(gallery.LOCALIZERS)
+    for field, heatmap in zip(localizer.model.fields, maps["centre"]):
+        corners, _ = patches.select(heatmap, field, k=1)
+        grid = field.grid(62, 62)[0]
+        np.testing.assert_array_equal(corners[:, 0], grid // 2 * field.stride)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("anchornet", "", "`config.networks.anchornet` is empty"),
+        ("full_image", "", "`config.networks.full_image` is empty"),
+        ("anchornet", "one branch", "has one branch; the analyses are of"),
+    ],
+)
+def test_bad_config_writes_nothing(config, tmp_path, key, value, message):
+    if value:
+        value = str(tmp_path / "one")
+        module = models.create("anchornet", 10)
+        shapes = jax.eval_shape(
+            module.init, jax.random.key(0), jnp.zeros((1, 95, 95, 3))
+        )
+        zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
+        networks.save(value, {"name": "anchornet", "num_classes": 10}, zeros)
+    config.networks[key] = value
+    with pytest.raises(ValueError, match=message):
+        analyses.analyses(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
