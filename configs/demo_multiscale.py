@@ -13,12 +13,12 @@ from configs import common
 LOCALIZER = "anchornet_multiscale_third"
 TRAIN = {  # stage: (network, view, batch size, epochs, learning rate)
     "anchornet": (LOCALIZER, "full", 16, 1.5, 0.02),
-    "full_image": ("resnet10", "full", 32, 1.2, 0.1),
-    "glance": ("resnet10", "resized", 32, 1.0, 0.05),
-    "patches": ("resnet10", "patches", 32, 0.4, 0.05),
-    "b63": ("resnet10", "patches", 32, 0.25, 0.05),
-    "b95": ("resnet10", "patches", 32, 0.25, 0.05),
-    "b111": ("resnet10", "patches", 32, 0.25, 0.05),
+    "full_image": ("resnet10", "full", 32, 1.0, 0.1),
+    "glance": ("resnet10", "resized", 32, 0.8, 0.05),
+    "patches": ("resnet10", "patches", 32, 0.3, 0.05),
+    "b63": ("resnet10", "patches", 32, 0.2, 0.05),
+    "b95": ("resnet10", "patches", 32, 0.2, 0.05),
+    "b111": ("resnet10", "patches", 32, 0.2, 0.05),
 }
 PROGRAMS = ("evaluate", "export", "scales", "analyses")
 
@@ -32,6 +32,7 @@ def get_config():
     config.calibration_split = "calibration"
     config.test_split = "test"
     config.batch_size = 50
+    config.timing.images, config.timing.batch_size = 256, 16
     config.log_every_steps = 50
     config = common.pipeline(config, TRAIN, PROGRAMS)
     for size in (63, 95, 111):
