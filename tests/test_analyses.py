@@ -59,9 +59,7 @@ def config(data_dir, tmp_path, monkeypatch, tiny):  # noqa: F811
     for seed, name in enumerate(("anchornet", "full_image"), 3):
         model = {"anchornet": "scales", "full_image": "tiny"}[name]
         module = models.create(model, 10)
-        variables = jax.jit(module.init)(
-            jax.random.key(seed), jnp.zeros((1, SIDE, SIDE, 3))
-        )
+        variables = tiny_networks.drawn(module, SIDE, seed)
         networks.save(tmp_path / name, {"name": model, "num_classes": 10}, variables)
         config.networks[name] = str(tmp_path / name)
     return config
@@ -135,11 +133,8 @@ def test_bad_config_writes_nothing(config, tmp_path, key, value, message):
     if value:
         value = str(tmp_path / "one")
         module = models.create("anchornet", 10)
-        shapes = jax.eval_shape(
-            module.init, jax.random.key(0), jnp.zeros((1, 95, 95, 3))
-        )
-        zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
-        networks.save(value, {"name": "anchornet", "num_classes": 10}, zeros)
+        variables = tiny_networks.drawn(module, 95)
+        networks.save(value, {"name": "anchornet", "num_classes": 10}, variables)
     config.networks[key] = value
     with pytest.raises(ValueError, match=message):
         analyses.analyses(config, tmp_path / "run")

@@ -7,7 +7,6 @@ import pytest
 
 from anchornet_jax import (
     inference,
-    models,
     parallel,
     patches,
     pictures,
@@ -24,7 +23,7 @@ SIZES = (12, 20, 28)
 
 
 def network(model, size, seed):
-    variables = jax.jit(model.init)(jax.random.key(seed), jnp.zeros((1, size, size, 3)))
+    variables = tiny.drawn(model, size, seed)
     return Network(model, variables, {"classes": ["a", "b", "c"]})
 
 
@@ -77,7 +76,7 @@ def test_every_branch_is_chosen(found, table):
 def test_patches_are_the_chosen_branch_s(method, images, found):
     """Strongest first, of the right grid; the rest of the largest grid is NaN."""
     model, variables, _ = method.anchornet
-    logits, out = model.apply(variables, views.normalise(images))
+    logits, out = jax.jit(model.apply)(variables, views.normalise(images))
     np.testing.assert_array_equal(out["branch"], found.branch)
     for i, j in enumerate(np.asarray(found.branch)):
         grid = (SIDE - SIZES[j]) // 4 + 1
@@ -121,15 +120,15 @@ def test_view_of_one_branch_keeps_its_size(method, images, branch, size):
     np.testing.assert_array_equal(valid, found.valid)
 
 
-def test_preset_gives_room_for_its_largest_k():
-    """2020, Sec. 4.1: K is 24 of B63; of the others the rest does not exist."""
-    localizer = models.create("anchornet_multiscale_third", 3)
-    images = jax.ShapeDtypeStruct((2, 224, 224, 3), jnp.uint8)
-    pixels = jax.ShapeDtypeStruct((1, 224, 224, 3), jnp.float32)
-    variables = jax.eval_shape(localizer.init, jax.random.key(0), pixels)
-    view = views.make("patches", localizer, preset="many", branch=111)
-    inputs, valid = jax.eval_shape(view, images, None, variables)
-    assert inputs.shape == (2, 24, 111, 111, 3) and valid.shape == (2, 24)
+def test_preset_gives_room_for_its_largest_k(method, images, monkeypatch):
+    """As the papers' 24, 10 and 8: of the other branches the rest does not exist."""
+    known = {size: patches.Selection(k, 1.0, 1.0) for size, k in zip(SIZES, (5, 3, 2))}
+    monkeypatch.setitem(patches.PRESETS, "rooms", known)
+    model, variables, _ = method.anchornet
+    view = views.make("patches", model, preset="rooms", branch=28)
+    inputs, valid = view(images, None, variables)
+    assert inputs.shape == (COUNT, 5, 28, 28, 3)
+    assert (np.asarray(valid) == [[True] * 2 + [False] * 3]).all()
 
 
 @pytest.mark.parametrize(
@@ -145,22 +144,19 @@ def test_views_that_cannot_be(method, arguments, message):
         views.make("patches", method.anchornet.model, **arguments)
 
 
-def test_table_equals_one_image_at_a_time(method, images, found, table):
+def test_table_equals_input_after_input(method, images, found, table):
     pixels = views.cut(method.anchornet.model, images, found)
-    for i in range(COUNT):
-        glance = resized(images[None, i], 20)
-        run = [
-            method.glance.model.apply(method.glance.variables, views.normalise(glance))
-        ]
-        for k in range(2):
-            run.append(
-                method.patches.model.apply(method.patches.variables, pixels[None, i, k])
-            )
-        logits = jnp.stack([logits for logits, _ in run], 1)
-        seen = jnp.concatenate([jnp.ones((1, 1), bool), found.valid[None, i]], 1)
-        confidence, predicted = sequence.decide(logits, seen, "logits")
-        np.testing.assert_allclose(table["confidence"][i], confidence[0], rtol=1e-4)
-        np.testing.assert_array_equal(table["predicted"][i], predicted[0])
+    glance = views.normalise(resized(images, 20))
+    run = [method.glance.model.apply(method.glance.variables, glance)]
+    run += [
+        method.patches.model.apply(method.patches.variables, pixels[:, k])
+        for k in range(2)
+    ]
+    logits = jnp.stack([logits for logits, _ in run], 1)
+    seen = jnp.concatenate([jnp.ones((COUNT, 1), bool), found.valid], 1)
+    confidence, predicted = sequence.decide(logits, seen, "logits")
+    np.testing.assert_allclose(table["confidence"], confidence, rtol=1e-4)
+    np.testing.assert_array_equal(table["predicted"], predicted)
 
 
 def test_random_patches_have_the_same_sizes():

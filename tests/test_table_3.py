@@ -3,7 +3,6 @@
 import json
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -26,8 +25,7 @@ def config(data_dir, tmp_path, monkeypatch, tiny):  # noqa: F811
     names |= {f"b{size}": ("tiny", size) for size in SIZES}
     for seed, (name, (model, size)) in enumerate(names.items(), 3):
         module = models.create(model, 10)
-        pixels = jnp.zeros((1, size, size, 3))
-        variables = jax.jit(module.init)(jax.random.key(seed), pixels)
+        variables = tiny_networks.drawn(module, size, seed)
         path = tmp_path / name
         networks.save(path, {"name": model, "num_classes": 10}, variables)
         config.networks[name] = str(path)
@@ -40,18 +38,21 @@ def by_hand(config):
     found = {
         name: networks.load(path) for name, path in config.networks.items() if path
     }
+    classify = {
+        size: jax.jit(lambda x, n=found[f"b{size}"]: n.model.apply(n.variables, x)[0])
+        for size in SIZES
+    }
     rows = []
     for batch in data.evaluation(source, "test", batch_size=8):
         images = batch["image"].reshape(-1, SIDE, SIDE, 3)
         place = views.localize(*found["anchornet"][:2], images, k=2, iou_threshold=0.5)
         for i, image in enumerate(images):
             size = SIZES[int(place.branch[i])]
-            network, total = found[f"b{size}"], 0
+            total = 0
             for (y, x), valid in zip(np.asarray(place.corners[i]), place.valid[i]):
                 if valid:
                     cut = views.normalise(image[None, y : y + size, x : x + size])
-                    logits, _ = network.model.apply(network.variables, cut)
-                    total += np.asarray(jax.nn.softmax(logits))[0]
+                    total += np.asarray(jax.nn.softmax(classify[size](cut)))[0]
             label = int(batch["label"].reshape(-1)[i])
             count = int(place.valid[i].sum())
             rows.append(
@@ -98,7 +99,7 @@ def test_equals_one_patch_at_a_time(config, tmp_path):
 
 def test_group_runs_full_batches_and_forgets_nobody(tiny):  # noqa: F811
     module = models.create("tiny", 3)
-    variables = jax.jit(module.init)(jax.random.key(0), jnp.zeros((1, 12, 12, 3)))
+    variables = tiny_networks.drawn(module, 12)
     group = scales.Group(networks.Network(module, variables, {}), 12, batch_size=8)
     pixels = np.random.default_rng(0).integers(0, 256, (11, 12, 12, 3), np.uint8)
     for owner, image in zip([0, 1, 2, 0, 1, 2, 0, 1, 2, 0, 1], pixels):
