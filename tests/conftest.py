@@ -26,16 +26,3 @@ def data_dir(tmp_path_factory):
     directory = str(tmp_path_factory.mktemp("tfds"))
     data.prepare("plates/small", data_dir=directory)
     return directory
-
-
-@pytest.fixture(scope="session")
-def small_run(data_dir, tmp_path_factory):
-    """Run the small demo once per session; return its directory and summary."""
-    from anchornet_jax import models, pipeline
-    from tests.test_pipeline import small_demo
-    from tests.tiny import Tiny
-
-    directory = tmp_path_factory.mktemp("small") / "demo"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(models.MODELS, "tiny", (Tiny, {}))
-        return directory, pipeline.pipeline(small_demo(data_dir), directory)

@@ -1,6 +1,5 @@
 """Whole programs on the small embedded data set, with networks of two layers."""
 
-import json
 import os
 import pathlib
 import signal
@@ -12,7 +11,7 @@ import jax
 import numpy as np
 import pytest
 
-from anchornet_jax import checkpoint, export, networks, pipeline, train
+from anchornet_jax import checkpoint, networks, train
 from configs import common, demo
 from tests import tiny as tiny_network
 from tests.tiny import tiny  # noqa: F401
@@ -31,44 +30,6 @@ def small_demo(data_dir):
         stage.timing.images, stage.timing.batch_size = 20, 8
         stage.view.k = 2
     return config
-
-
-def test_demo_end_to_end(data_dir, small_run, tiny):  # noqa: F811
-    config, (directory, summary) = small_demo(data_dir), small_run
-    assert json.loads((directory / "summary.json").read_text()) == json.loads(
-        json.dumps(summary)
-    )
-    assert set(summary["anchornet"]) >= {"accuracy", "box_coverage"}
-    assert set(summary["full_image"]) >= {"accuracy", "macs"}
-    assert [row["inputs"] for row in summary["anytime"]] == [1, 2, 3]
-    for row in summary["anytime"]:
-        assert {"accuracy", "random_patches_accuracy", "macs"} <= set(row)
-    assert (
-        summary["anytime"][0]["accuracy"]
-        == (summary["anytime"][0]["random_patches_accuracy"])
-    )
-    for row in summary["budgeted"]:
-        assert row["mean_macs"] >= summary["anytime"][0]["macs"]
-        assert {"budget_macs", "accuracy", "thresholds", "exits"} <= set(row)
-        assert sum(row["exits"]) == pytest.approx(1)
-        assert row["mean_time_ms"] > 0
-    assert len(summary["exit_time_ms"]) == 3
-    assert all(row["time_ms"] > 0 for row in summary["anytime"])
-    assert set(summary["seconds"]) == set(config.stages)
-    names = set(os.listdir(directory))
-    assert {
-        "report.html",
-        "accuracy_cost.png",
-        "accuracy_time.png",
-        "examples.png",
-    } <= names
-    found = export.load(directory / "export")
-    assert [*found.rules] == [row["budget_macs"] for row in summary["budgeted"]]
-    assert found.method.inputs == 3 and len(found.classes) == 10  # digits
-
-    files = {p: p.stat().st_mtime_ns for p in directory.glob("*/*.json")}
-    assert pipeline.pipeline(config, directory) == summary  # all skipped
-    assert files == {p: p.stat().st_mtime_ns for p in directory.glob("*/*.json")}
 
 
 def test_resumed_equals_uninterrupted(data_dir, tmp_path, tiny, monkeypatch):  # noqa: F811

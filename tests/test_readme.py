@@ -85,7 +85,7 @@ def snippets():
 
 @pytest.mark.parametrize("text", snippets())
 def test_snippet_uses_what_exists(text):
-    """Every name taken from one of our modules is there; test_pipeline runs them."""
+    """Every name taken from one of our modules is there."""
     tree, ours = ast.parse(text), {}
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and node.module.startswith("anchornet_jax"):

@@ -1,8 +1,14 @@
-"""Both notebooks run from top to bottom, and are as short as they promise."""
+"""The small demo from end to end, and both notebooks on it, from top to bottom."""
 
+import json
+import os
 import pathlib
 
 import pytest
+
+from anchornet_jax import export, models, pipeline
+from tests.test_pipeline import small_demo
+from tests.tiny import Tiny, tiny  # noqa: F401
 
 nbclient = pytest.importorskip("nbclient")
 pytest.importorskip("ipykernel")
@@ -29,6 +35,53 @@ config = test_pipeline.small_demo("{data_dir}")
 
 def read(name):
     return nbformat.read(ROOT / "colab" / f"{name}.ipynb", as_version=4)
+
+
+@pytest.fixture(scope="module")
+def small_run(data_dir, tmp_path_factory):
+    """Run the small demo once; return its directory and summary."""
+    directory = tmp_path_factory.mktemp("small") / "demo"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(models.MODELS, "tiny", (Tiny, {}))
+        return directory, pipeline.pipeline(small_demo(data_dir), directory)
+
+
+def test_demo_end_to_end(data_dir, small_run, tiny):  # noqa: F811
+    config, (directory, summary) = small_demo(data_dir), small_run
+    assert json.loads((directory / "summary.json").read_text()) == json.loads(
+        json.dumps(summary)
+    )
+    assert set(summary["anchornet"]) >= {"accuracy", "box_coverage"}
+    assert set(summary["full_image"]) >= {"accuracy", "macs"}
+    assert [row["inputs"] for row in summary["anytime"]] == [1, 2, 3]
+    for row in summary["anytime"]:
+        assert {"accuracy", "random_patches_accuracy", "macs"} <= set(row)
+    assert (
+        summary["anytime"][0]["accuracy"]
+        == (summary["anytime"][0]["random_patches_accuracy"])
+    )
+    for row in summary["budgeted"]:
+        assert row["mean_macs"] >= summary["anytime"][0]["macs"]
+        assert {"budget_macs", "accuracy", "thresholds", "exits"} <= set(row)
+        assert sum(row["exits"]) == pytest.approx(1)
+        assert row["mean_time_ms"] > 0
+    assert len(summary["exit_time_ms"]) == 3
+    assert all(row["time_ms"] > 0 for row in summary["anytime"])
+    assert set(summary["seconds"]) == set(config.stages)
+    names = set(os.listdir(directory))
+    assert {
+        "report.html",
+        "accuracy_cost.png",
+        "accuracy_time.png",
+        "examples.png",
+    } <= names
+    found = export.load(directory / "export")
+    assert [*found.rules] == [row["budget_macs"] for row in summary["budgeted"]]
+    assert found.method.inputs == 3 and len(found.classes) == 10  # digits
+
+    files = {p: p.stat().st_mtime_ns for p in directory.glob("*/*.json")}
+    assert pipeline.pipeline(config, directory) == summary  # all skipped
+    assert files == {p: p.stat().st_mtime_ns for p in directory.glob("*/*.json")}
 
 
 @pytest.fixture
