@@ -245,6 +245,9 @@ def _run(config, source, step, variables) -> dict[str, np.ndarray]:
         rows = parallel.gather(batch)
         mask = rows.pop("mask")
         results.append({key: value[mask] for key, value in (found | rows).items()})
+        seen = sum(len(r["label"]) for r in results) * jax.process_count()
+        if 0 < config.analysed_images <= seen:
+            break
     own = {key: np.concatenate([r[key] for r in results]) for key in results[0]}
     hosts = parallel.exchange(own)
     return {key: np.concatenate([host[key] for host in hosts]) for key in own}

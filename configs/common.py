@@ -72,6 +72,8 @@ def get_config() -> ml_collections.ConfigDict:
     config.timing.images = 4096  # test images to measure with; 0: nothing is measured
     config.timing.batch_size = 128  # images of a launch, on each device
 
+    config.analysed_images = 0  # first test images, for the analyses of 2020; 0: all
+
     # The export: of `networks`, with the rules that an evaluation of them fitted.
     config.evaluation = ""  # its directory; may stay empty
 

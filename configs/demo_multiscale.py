@@ -38,5 +38,5 @@ def get_config():
     for size in (63, 95, 111):
         config.stages[f"b{size}"].view.update(branch=size, k=2)
     config.stages.scales.view.preset = "separate"
-    config.stages.analyses.test_split = "test[:200]"
+    config.stages.analyses.analysed_images = 200
     return config
