@@ -6,10 +6,13 @@ import pathlib
 import re
 import shlex
 
+import numpy as np
 import pytest
 from absl import flags
 
+from anchornet_jax import folding, models, networks, pipeline, train
 from configs import common
+from tests import tiny
 
 ROOT = pathlib.Path(__file__).parent.parent
 TEXT = (ROOT / "README.md").read_text()
@@ -95,3 +98,19 @@ def test_snippet_uses_what_exists(text):
     for node in ast.walk(tree):
         if isinstance(node, ast.Attribute) and getattr(node.value, "id", None) in ours:
             assert hasattr(ours[node.value.id], node.attr), ast.unparse(node)
+
+
+def test_own_backbone(data_dir, tmp_path, monkeypatch):
+    (text,) = [text for text in snippets() if "pipeline.run(" in text]
+    given = []
+    monkeypatch.setattr(pipeline, "run", lambda *arguments: given.append(arguments))
+    monkeypatch.setattr(models, "MODELS", dict(models.MODELS))
+    exec(compile(text, "README.md", "exec"), {"__name__": "mine"})  # noqa: S102, ours
+    ((config, _),) = given
+    assert config.stages.patches.model == "mine"
+    result = train.train(tiny.config(data_dir, model="mine", epochs=0.25), tmp_path)
+    network = networks.load(result["network"])
+    assert type(network.model).__name__ == "Mine"
+    folded = folding.fold(network, 95)
+    logits, _ = folded.model.apply(folded.variables, np.zeros((2, 95, 95, 3)))
+    assert logits.shape == (2, 10)
