@@ -236,8 +236,8 @@ def _bicubic(before: int, after: int) -> tuple[np.ndarray, np.ndarray]:
 def resize(images: jax.Array, size: int) -> jax.Array:
     """Resize whole images to P x P as the authors do for the glance (2022, Sec. 3.4).
 
-    PyTorch's bicubic with align_corners=True and no antialiasing. As sums of 4 rows and
-    of 4 columns: on CPU a quarter of the time of products with matrices of weights.
+    PyTorch's bicubic with align_corners=True and no antialiasing: two small matrix
+    products, and on CPU sums of 4 rows and 4 columns, which take a quarter of their time.
 
     Args:
       images: [B, H, W, C] float.
@@ -248,6 +248,14 @@ def resize(images: jax.Array, size: int) -> jax.Array:
     """
     if size < 2:
         raise ValueError(f"`size` is {size}; allowed is 2 or more")
+    return lax.platform_dependent(
+        images,
+        cpu=functools.partial(_resize_taps, size=size),
+        default=functools.partial(_resize_dot, size=size),
+    )
+
+
+def _resize_taps(images, size):
     for axis in (1, 2):
         taps, weights = _bicubic(images.shape[axis], size)
         shape = [1, 1, 1, 1]
@@ -257,3 +265,14 @@ def resize(images: jax.Array, size: int) -> jax.Array:
             for tap, weight in zip(taps.T, weights.T)
         )
     return images
+
+
+def _resize_dot(images, size):
+    matrices = []
+    for before in images.shape[1:3]:
+        taps, weights = _bicubic(before, size)
+        matrix = np.zeros((size, before), np.float32)
+        np.add.at(matrix, (np.arange(size)[:, None], taps), weights)
+        matrices.append(jnp.asarray(matrix, images.dtype))
+    rows, columns = matrices
+    return jnp.einsum("ph,bhwc,qw->bpqc", rows, images, columns)

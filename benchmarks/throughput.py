@@ -169,8 +169,7 @@ def main() -> None:
         "device": jax.local_devices()[0].device_kind,
         "processor": platform.processor() or platform.machine(),
         "jax": jax.__version__,
-        **vars(options),
-        "output": str(options.output),
+        **{name: value for name, value in vars(options).items() if name != "output"},
         "rows": rows,
     }
     options.output.parent.mkdir(parents=True, exist_ok=True)

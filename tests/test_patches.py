@@ -115,6 +115,15 @@ def test_crop_is_exact():
             )
 
 
+@pytest.mark.parametrize("size", [7, 95, 224])
+def test_both_forms_of_resizing_agree(size):
+    images = np.random.default_rng(0).random((2, 130, 97, 3), np.float32)
+    images = jnp.asarray(images)
+    np.testing.assert_allclose(
+        patches._resize_dot(images, size), patches._resize_taps(images, size), atol=1e-5
+    )
+
+
 def test_resize_keeps_constants_and_corners():
     image = np.random.default_rng(0).random((1, 33, 57, 2), np.float32)
     small = patches.resize(jnp.asarray(image), 9)
