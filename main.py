@@ -6,6 +6,7 @@ training, which the same command then continues.
 """
 
 import os
+import sys
 
 from absl import app, flags, logging
 from ml_collections import config_flags
@@ -30,6 +31,15 @@ COORDINATOR = flags.DEFINE_string(
 PROCESSES = flags.DEFINE_integer("num_processes", None, "How many, with host:port.")
 PROCESS = flags.DEFINE_integer("process_id", None, "This one's, from 0, with it.")
 flags.mark_flag_as_required("config")
+
+
+def parse(argv):
+    """Parse the flags; say what is wrong with a config key in a line, not a traceback."""
+    try:
+        return app.parse_flags_with_usage(argv)
+    except (AttributeError, KeyError) as error:
+        text = str(error).strip("'").replace("\\n", ". ").replace("\\'", "'")
+        sys.exit(f"FATAL Flags parsing error: no key {text}")
 
 
 def _ours(record) -> bool:
@@ -75,4 +85,4 @@ def main(argv):
 if __name__ == "__main__":
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     logging.set_verbosity(logging.INFO)
-    app.run(main)
+    app.run(main, flags_parser=parse)

@@ -14,6 +14,7 @@ from clu import periodic_actions
 from anchornet_jax import (
     data,
     exits,
+    export,
     fitting,
     flops,
     networks,
@@ -44,23 +45,9 @@ def evaluate(config, directory) -> dict:
     source = data.prepare(**config.data)
     for split in (config.calibration_split, config.test_split):
         source.examples(split)
-    names = ("anchornet", "full_image", "glance", "patches")
-    trained = {
-        name: networks.load(config.networks[name])
-        for name in names
-        if config.networks[name]
-    }
-    method = sequence.check(
-        sequence.Sequence(
-            trained["anchornet"],
-            trained["glance"],
-            trained["patches"],
-            config.inputs,
-            config.view.iou_threshold,
-            config.fuse,
-        )
-    )
-    sequence.check_images(method, source.image_size)
+    method = export.assemble(config, source.image_size)
+    path = config.networks.full_image
+    whole = networks.load(path) if path else None
     timing.check(**config.timing)
     macs = method.macs(source.image_size)
     directory = workdir.claim(directory, config.to_dict())
@@ -76,11 +63,11 @@ def evaluate(config, directory) -> dict:
 
     curve = _budgeted(tables, config.budgets, config.rule)
     anytime = _anytime(tables["test"], random)
-    full = _full_image(config, source, trained.get("full_image"))
+    full = _full_image(config, source, whole)
     point = _operating_point(curve, full)
     milliseconds = None
     if config.timing.images:
-        milliseconds = _time(config, source, method, curve, anytime, full, trained)
+        milliseconds = _time(config, source, method, curve, anytime, full, whole)
     summary = {
         "data": config.data.name,
         "classes": source.classes,
@@ -195,7 +182,7 @@ def _full_image(config, source, network) -> dict | None:
     }
 
 
-def _time(config, source, method, curve, anytime, full, trained) -> list[float]:
+def _time(config, source, method, curve, anytime, full, whole) -> list[float]:
     """Add milliseconds to the rows; return what leaving at each exit costs."""
     images, wanted = [], config.timing.images
     for batch in data.evaluation(
@@ -205,19 +192,19 @@ def _time(config, source, method, curve, anytime, full, trained) -> list[float]:
         if len(images) >= wanted:
             break
     rules = [stopping.from_json(row["rule"]) for row in curve]
-    budgeted, fixed, whole, cost = timing.measure(
+    budgeted, fixed, full_time, cost = timing.measure(
         method,
         np.array(images[:wanted]),
         config.timing.batch_size,
         rules,
-        trained.get("full_image"),
+        whole,
     )
     for row, value in zip(curve, budgeted):
         row["mean_time_ms"] = value
     for row, value in zip(anytime, fixed):
         row["time_ms"] = value
     if full:
-        full["time_ms"] = whole
+        full["time_ms"] = full_time
     return cost
 
 

@@ -92,14 +92,11 @@ class Export(NamedTuple):
         return max(within), self.rules[max(within)]
 
 
-def export(config, directory) -> dict:
-    """Export trained networks as the config says, to `directory`.
-
-    Returns:
-      `export`, the directory, `macs` of each exit and the fitted `budgets_macs`.
+def assemble(config, image_size: int) -> sequence.Sequence:
+    """Load the networks that a config names and put them together.
 
     Raises:
-      ValueError: for a config that cannot run, before anything is written.
+      ValueError: if one is missing, or they do not fit together or the images.
     """
     for name in NETWORKS:
         if not config.networks[name]:
@@ -113,8 +110,21 @@ def export(config, directory) -> dict:
         config.fuse,
     )
     sequence.check(method)
+    sequence.check_images(method, image_size)
+    return method
+
+
+def export(config, directory) -> dict:
+    """Export trained networks as the config says, to `directory`.
+
+    Returns:
+      `export`, the directory, `macs` of each exit and the fitted `budgets_macs`.
+
+    Raises:
+      ValueError: for a config that cannot run, before anything is written.
+    """
     size = config.data.image_size
-    sequence.check_images(method, size)
+    method = assemble(config, size)
     budgets, calibration = _evaluation(config.evaluation, method, size)
     directory = workdir.claim(directory, config.to_dict())
     save(

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 import pytest
 
-from anchornet_jax import checkpoint, networks, train
+from anchornet_jax import checkpoint, evaluate, networks, train
 from configs import common, demo
 from tests import tiny as tiny_network
 from tests.tiny import tiny  # noqa: F401
@@ -148,6 +148,13 @@ def main(*arguments):
     return done.returncode, done.stdout + done.stderr
 
 
+def test_evaluation_without_a_network_writes_nothing(data_dir, tmp_path):
+    config = tiny_network.config(data_dir)
+    with pytest.raises(ValueError, match="`config.networks.anchornet` is empty"):
+        evaluate.evaluate(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 def test_main_refuses_a_mistyped_key(tmp_path):
     status, printed = main(
         "--config=configs/anchornet.py",
@@ -155,6 +162,7 @@ def test_main_refuses_a_mistyped_key(tmp_path):
         f"--workdir={tmp_path / 'run'}",
     )
     assert status and "epoch" in printed and 'Did you mean "epochs"' in printed
+    assert "Traceback" not in printed
     assert not (tmp_path / "run").exists()
 
 
