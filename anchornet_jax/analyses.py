@@ -12,14 +12,15 @@ branch, so the patch size, that AnchorNet chose for the image.
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from absl import logging
 from jax import lax
 
 from anchornet_jax import (
     data,
+    files,
     gallery,
     networks,
+    outputs,
     parallel,
     patches,
     plots,
@@ -62,7 +63,15 @@ def analyses(config, directory) -> dict:
     k, threshold = config.inputs - 1, config.view.iou_threshold
     step = make_step(localizer.model, full.model, k, threshold, config.seed)
     directory = workdir.claim(directory, config.to_dict())
-    found = _run(config, source, step, (localizer.variables, full.variables))
+    found = outputs.collect(
+        parallel.predict_step(step),
+        parallel.replicate((localizer.variables, full.variables)),
+        source,
+        config.test_split,
+        batch_size=config.batch_size,
+        limit=config.analysed_images,
+        images=source.examples(config.test_split),
+    )
     sizes = [field.size for field in localizer.model.fields]
     summary = {
         "data": config.data.name,
@@ -70,9 +79,9 @@ def analyses(config, directory) -> dict:
         "figure_6": _figure_6(found),
     }
     if jax.process_index() == 0:
-        workdir.write_json(directory / "summary.json", summary)
+        files.write_json(directory / "summary.json", summary)
         arrays = {name: a for name, a in found.items() if "/" not in name}
-        workdir.write_npz(directory / "analyses.npz", **arrays)
+        files.write_npz(directory / "analyses.npz", **arrays)
         for name, figure in gallery.figures(arrays, summary, source.classes).items():
             plots.save(figure, directory / name)
         logging.info("wrote figures to %s", directory)
@@ -232,25 +241,6 @@ def _with_and_without(mask, images, classify) -> dict:
         "covered": lax.map(one, masks).T,
         "masked": lax.map(one, ~masks).T,
     }
-
-
-def _run(config, source, step, variables) -> dict[str, np.ndarray]:
-    """Run the split; return the results of all hosts with `label` and own `image`s."""
-    mapped, variables = parallel.predict_step(step), parallel.replicate(variables)
-    results = []
-    for batch in data.evaluation(
-        source, config.test_split, batch_size=config.batch_size
-    ):
-        found = parallel.gather(mapped(variables, {"image": batch["image"]}))
-        rows = parallel.gather(batch)
-        mask = rows.pop("mask")
-        results.append({key: value[mask] for key, value in (found | rows).items()})
-        seen = sum(len(r["label"]) for r in results) * jax.process_count()
-        if 0 < config.analysed_images <= seen:
-            break
-    own = {key: np.concatenate([r[key] for r in results]) for key in results[0]}
-    hosts = parallel.exchange(own)
-    return {key: np.concatenate([host[key] for host in hosts]) for key in own}
 
 
 def _table_4(found, sizes) -> dict:

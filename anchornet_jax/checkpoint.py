@@ -26,11 +26,11 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
-from flax import serialization, traverse_util
-from jax.experimental import multihost_utils
+from flax import traverse_util
 from orbax.checkpoint import checkpoint_managers as policies
 
 import anchornet_jax
+from anchornet_jax import parallel
 
 FORMAT = 1  # of what `save_variables` writes; `load_variables` refuses newer ones
 # What Orbax was seen to raise over full disks and damaged files.
@@ -137,7 +137,7 @@ class Checkpoints(contextlib.AbstractContextManager):
 
     def _restore(self, template, *, best: bool):
         self.wait()
-        found = _broadcast(self._read_first(best) if self._manager else None)
+        found = parallel.from_first(lambda: self._read_first(best))
         if found is None:
             return None
         step, arrays = found["step"], found["arrays"]
@@ -318,17 +318,6 @@ def _read(path: epath.Path, about: dict) -> dict[str, np.ndarray]:
     if _digest(arrays) != about["sha256"]:
         raise ValueError("the arrays are not those that were saved")
     return arrays
-
-
-def _broadcast(found: dict | None) -> dict | None:
-    """Return process 0's `found` in every process."""
-    if jax.process_count() == 1:
-        return found
-    data = serialization.msgpack_serialize(found) if jax.process_index() == 0 else b""
-    size = int(multihost_utils.broadcast_one_to_all(np.uint32(len(data))))
-    data = np.frombuffer(data.ljust(size, b"\0"), np.uint8)
-    data = multihost_utils.broadcast_one_to_all(data)
-    return serialization.msgpack_restore(data.tobytes())
 
 
 def _alone() -> ocp.options.MultiprocessingOptions:

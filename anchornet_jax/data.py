@@ -149,8 +149,9 @@ def evaluation(
 
     Yields:
       `image` uint8 [D, b, H, W, 3], `label` int32 [D, b], `mask` bool [D, b], False
-      where a row only fills the batch up or cannot be decoded, and, if the data set has one box per image,
-      `box` [D, b, 4]: (top, left, bottom, right) in pixels of the image.
+      where a row only fills the batch up or cannot be decoded, and, if the data set has
+      one box per image, `box` [D, b, 4]: (top, left, bottom, right) in pixels of the
+      image.
     """
     local = parallel.local_batch(batch_size)
     hosts = jax.process_count()

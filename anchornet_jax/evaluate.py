@@ -2,22 +2,23 @@
 
 Localizing Semantic Patches (2022), Sec. 4: anytime prediction (Fig. 6), budgeted batch
 classification (Fig. 5), random patches (Table 3), the number of inputs E(t) and the
-distribution over exits (Fig. 7), and milliseconds. Thresholds are fitted on the calibration split and
-scored on the test split, never on the images they were fitted to.
+distribution over exits (Fig. 7), and milliseconds. Thresholds are fitted on the
+calibration split and scored on the test split, never on the images they were fitted to.
 """
 
 import jax
 import numpy as np
 from absl import logging
-from clu import periodic_actions
 
 from anchornet_jax import (
     data,
     exits,
     export,
+    files,
     fitting,
     flops,
     networks,
+    outputs,
     parallel,
     sequence,
     stopping,
@@ -83,7 +84,7 @@ def evaluate(config, directory) -> dict:
         for name, table in {**tables, "random": random}.items():
             table.save(directory / f"{name}.npz")
         _save_examples(directory, found, tables["test"], point, method.patch_size)
-        workdir.write_json(directory / "summary.json", summary)
+        files.write_json(directory / "summary.json", summary)
     return summary
 
 
@@ -92,33 +93,14 @@ def _run(config, source, split, method, *, random) -> dict[str, np.ndarray]:
     step = parallel.predict_step(
         sequence.make_table_step(method, random=random, seed=config.seed)
     )
-    variables = parallel.replicate(method.variables())
-    return _collect(source, split, config.batch_size, lambda b: step(variables, b))
-
-
-def _collect(source, split, batch_size, predict) -> dict[str, np.ndarray]:
-    """Apply `predict` to a split; return its results without the filling rows.
-
-    Every host gets all results, in the order of the split, of which each has read a
-    part; `image` holds the first images of its own part.
-    """
-    results, images = [], []
-    total = source.examples(split)
-    report = periodic_actions.ReportProgress(num_train_steps=total, every_secs=10)
-    for batch in data.evaluation(source, split, batch_size=batch_size):
-        found = parallel.gather(predict({"image": batch["image"]}))
-        rows = parallel.gather({k: v for k, v in batch.items() if k != "image"})
-        if len(images) < EXAMPLES:
-            pixels = parallel.gather(batch["image"])[rows["mask"]]
-            images.extend(pixels[: EXAMPLES - len(images)])
-        results.append({k: v[rows["mask"]] for k, v in (found | rows).items()})
-        report(min(total, sum(len(r["label"]) for r in results)))
-    results = parallel.exchange(_joined(results))
-    return _joined(results) | {"image": np.array(images)}
-
-
-def _joined(results):
-    return {k: np.concatenate([r[k] for r in results]) for k in results[0]}
+    return outputs.collect(
+        step,
+        parallel.replicate(method.variables()),
+        source,
+        split,
+        batch_size=config.batch_size,
+        images=EXAMPLES,
+    )
 
 
 def _table(found, macs, prefix="") -> exits.ExitTable:
@@ -152,12 +134,12 @@ def _anytime(table, random) -> list[dict]:
     """Let every image leave after the same number of inputs (2022, Fig. 6)."""
     return [
         {
-            "inputs": t + 1,
-            "accuracy": float(table.correct[:, t].mean()),
-            "random_patches_accuracy": float(random.correct[:, t].mean()),
-            "macs": float(table.cost[t]),
+            "inputs": row["inputs"],
+            "accuracy": row["accuracy"],
+            "random_patches_accuracy": other["accuracy"],
+            "macs": row["cost"],
         }
-        for t in range(len(table.cost))
+        for row, other in zip(exits.anytime(table), exits.anytime(random))
     ]
 
 
@@ -172,9 +154,12 @@ def _full_image(config, source, network) -> dict | None:
             ].argmax(-1)
         }
     )
-    variables = parallel.replicate(network.variables)
-    found = _collect(
-        source, config.test_split, config.batch_size, lambda b: step(variables, b)
+    found = outputs.collect(
+        step,
+        parallel.replicate(network.variables),
+        source,
+        config.test_split,
+        batch_size=config.batch_size,
     )
     return {
         "accuracy": float((found["class"] == found["label"]).mean()),
@@ -237,13 +222,13 @@ def _operating_point(curve, full) -> dict:
 
 def _save_examples(directory, found, table, point, patch_size) -> None:
     rule = stopping.from_json(point["rule"])
-    first = slice(0, len(found["image"]))
+    first = slice(0, EXAMPLES)
     names = ("heatmap", "corners", "valid", "size", "label", "predicted", "confidence")
     names += ("box",)
     arrays = {name: found[name][first] for name in names if name in found}
-    workdir.write_npz(
+    files.write_npz(
         directory / "examples.npz",
-        image=found["image"],
+        image=found["image"][first],
         exit=rule.exits(table.confidence[first]),
         patch_size=patch_size,
         **arrays,

@@ -15,10 +15,11 @@ import csv
 import dataclasses
 import os
 import pathlib
-import tempfile
 import zipfile
 
 import numpy as np
+
+from anchornet_jax import files
 
 NEVER = 2.0  # a threshold that no confidence exceeds: nobody leaves there
 ROUNDING = 1e-5  # a float32 softmax may exceed 1 by a few units in the last place
@@ -89,14 +90,7 @@ class ExitTable:
         if path.suffix != ".npz":
             raise ValueError(f"`path` is {str(path)!r}; a table is saved as .npz")
         arrays = {k: v for k, v in vars(self).items() if v is not None}
-        handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".partial")
-        try:
-            with os.fdopen(handle, "wb") as file:
-                np.savez_compressed(file, **arrays)
-            os.replace(temporary, path)
-        except BaseException:
-            os.unlink(temporary)
-            raise
+        files.write_npz(path, **arrays)
 
     @classmethod
     def load(cls, path: str | os.PathLike, *, cost=None, unit="") -> "ExitTable":

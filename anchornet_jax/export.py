@@ -29,6 +29,7 @@ import anchornet_jax
 from anchornet_jax import (
     checkpoint,
     exits,
+    fitting,
     models,
     networks,
     sequence,
@@ -39,7 +40,6 @@ from anchornet_jax import (
 )
 
 FORMAT = 1  # of metadata.json and the steps; newer ones are refused
-NETWORKS = ("anchornet", "glance", "patches")
 CALIBRATION = "calibration.npz"
 ROW = ("budget_macs", "binding", "mean_macs", "accuracy", "rule")  # of a summary
 RESIZE = (
@@ -55,7 +55,7 @@ class Export(NamedTuple):
     Attributes:
       method: the networks, ready to run.
       rules: the fitted rule of each budget in multiply-adds; empty without evaluation.
-      calibration: the exit table to fit more rules to, or None.
+      calibration: the exit table to fit more rules to; None without evaluation.
       classes: names.
       image_size: side of the square images in pixels.
       macs: multiply-adds of leaving at each exit, [T].
@@ -71,25 +71,26 @@ class Export(NamedTuple):
     metadata: dict
 
     def rule(self, budget: float = 0) -> tuple[float, stopping.Rule]:
-        """Return the largest fitted budget within `budget`, and its rule.
+        """Return a budget and its rule: an exported one, or one fitted now.
 
         Args:
-          budget: mean multiply-adds per image; 0 means the largest that was fitted.
+          budget: mean multiply-adds per image; 0 means the largest that was exported.
+            A rule for another one is of the same kind, fitted to `calibration`.
 
         Raises:
-          ValueError: if none is within, or no rules were exported.
+          ValueError: for a budget below the cheapest exit, or an export without rules.
         """
-        within = [b for b in self.rules if b <= budget or not budget]
-        if not within:
+        if not self.rules:
             raise ValueError(
-                f"`budget` is {budget:g}; "
-                + (
-                    f"allowed is 0 or {min(self.rules):g} and more"
-                    if self.rules
-                    else "the export has no rules, make it with `config.evaluation`"
-                )
+                f"`budget` is {budget:g}, but the export has no rules and no table to "
+                "fit one to; make it with `config.evaluation`"
             )
-        return max(within), self.rules[max(within)]
+        budget = budget or max(self.rules)
+        if budget in self.rules:
+            return budget, self.rules[budget]
+        kind = next(iter(self.rules.values())).name
+        (fitted,) = fitting.fit(self.calibration, [budget], kind)
+        return budget, fitted.rule
 
 
 def assemble(config, image_size: int) -> sequence.Sequence:
@@ -98,13 +99,13 @@ def assemble(config, image_size: int) -> sequence.Sequence:
     Raises:
       ValueError: if one is missing, or they do not fit together or the images.
     """
-    for name in NETWORKS:
+    for name in sequence.NETWORKS:
         if not config.networks[name]:
             raise ValueError(
                 f"`config.networks.{name}` is empty; give a trained network's directory"
             )
     method = sequence.Sequence(
-        *(networks.load(config.networks[name]) for name in NETWORKS),
+        *(networks.load(config.networks[name]) for name in sequence.NETWORKS),
         config.inputs,
         config.view.iou_threshold,
         config.fuse,
@@ -161,7 +162,7 @@ def save(
       image_size: side of the square images in pixels.
       resize: of the preprocessing, see `data.prepare`; only told, not done here.
       budgets: {"budget_macs", "rule"} of each fitted rule, and what else is known.
-      calibration: the exit table that the rules were fitted to.
+      calibration: the exit table that the rules were fitted to, given with them.
       **metadata: anything JSON can hold, such as `config`.
 
     Raises:
@@ -171,6 +172,8 @@ def save(
     if jax.process_index():
         return
     sequence.check(method)
+    if bool(budgets) != (calibration is not None):
+        raise ValueError("`budgets` and `calibration` must be given together")
     traced = steps.serialise(method, image_size)
     about = _describe(method, image_size, resize) | metadata
     about |= {"budgets": list(budgets), "calling_convention": steps.convention()}
@@ -204,7 +207,7 @@ def load(directory) -> Export:
                 variables[name],
                 {"model": about["networks"][name], "classes": about["classes"]},
             )
-            for name in NETWORKS
+            for name in sequence.NETWORKS
         }
         arguments = {key: about[key] for key in ("inputs", "iou_threshold", "fuse")}
         path = pathlib.Path(directory, about["files"], CALIBRATION)
@@ -280,7 +283,7 @@ def _describe(method, image_size, resize) -> dict:
     return {
         "export": FORMAT,
         "networks": {
-            name: getattr(method, name).metadata["model"] for name in NETWORKS
+            name: getattr(method, name).metadata["model"] for name in sequence.NETWORKS
         },
         "classes": method.classes,
         "preprocessing": {

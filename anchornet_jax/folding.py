@@ -18,9 +18,8 @@ from flax import linen as nn
 from flax import traverse_util
 from jax.ad_checkpoint import checkpoint_name
 
-from anchornet_jax.models import Network, layers
+from anchornet_jax.models import DTYPES, Network, layers
 
-DTYPES = ("float32", "bfloat16")
 CONVOLUTIONS = (layers.Conv, nn.Conv)
 
 

@@ -20,7 +20,7 @@ from collections.abc import Iterable, Iterator
 import jax
 import numpy as np
 
-from anchornet_jax import fitting, folding, lanes, sequence, sources, stopping
+from anchornet_jax import folding, lanes, sequence, sources, stopping
 from anchornet_jax.lanes import Result
 from anchornet_jax.sources import StreamError
 
@@ -177,8 +177,7 @@ def load(
 
     Args:
       directory: written by `export`.
-      budget: mean multiply-adds per image; the rule is fitted to the export's own
-        calibration table.
+      budget: mean multiply-adds per image, see `export.Export.rule`.
       thresholds: of the confidence, one per exit but the last.
       inputs: every image leaves after so many.
       **options: of `Classifier`.
@@ -199,13 +198,8 @@ def load(
         rule = stopping.ThresholdRule(thresholds)
     elif inputs is not None:
         rule = stopping.fixed(inputs, found.method.inputs)
-    elif found.calibration is None:
-        raise ValueError(
-            f"`budget` is {budget}, but {str(directory)!r} was exported without an "
-            "evaluation to fit a rule to; give `thresholds` or `inputs`"
-        )
     else:
-        rule = fitting.fit(found.calibration, [budget])[0].rule
+        _, rule = found.rule(budget)
     return Classifier(found.method, rule, image_size=found.image_size, **options)
 
 

@@ -73,7 +73,7 @@ class Page:
 
         Args:
           image: from `read`.
-          budget: mean multiply-adds per image; the largest fitted one within it counts.
+          budget: mean multiply-adds per image.
 
         Returns:
           What happened, as HTML; the picture of the patches, heatmap and inputs; the

@@ -17,6 +17,7 @@ from anchornet_jax import (
     data,
     evaluate,
     export,
+    files,
     flops,
     models,
     networks,
@@ -140,7 +141,7 @@ def pipeline(config, directory) -> dict:
     if jax.process_index() == 0:
         if evaluated:
             shutil.copy(directory / evaluated / "examples.npz", directory)
-        workdir.write_json(directory / "summary.json", summary)
+        files.write_json(directory / "summary.json", summary)
         made = [directory / "summary.json", report.write(directory), *made]
         logging.info("wrote %s", ", ".join(str(path) for path in made))
     return summary

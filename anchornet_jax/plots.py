@@ -20,7 +20,7 @@ from matplotlib import patheffects, ticker
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from anchornet_jax import workdir
+from anchornet_jax import files
 from anchornet_jax.published import Curve
 
 # Okabe and Ito's palette (Color Universal Design, 2008).
@@ -288,5 +288,5 @@ def save(
       formats: of `METADATA`.
     """
     for suffix in formats:
-        with workdir.whole(f"{path}.{suffix}", "wb") as file, matplotlib.rc_context(RC):
+        with files.whole(f"{path}.{suffix}", "wb") as file, matplotlib.rc_context(RC):
             figure.savefig(file, format=suffix, dpi=DPI, metadata=METADATA[suffix])

@@ -22,13 +22,13 @@ from absl import logging
 from anchornet_jax import (
     exits,
     export,
+    files,
     inference,
     photos,
     pictures,
     plots,
     sequence,
     stopping,
-    workdir,
 )
 
 PREDICTIONS, PICTURES = "predictions.jsonl", "pictures"
@@ -88,7 +88,7 @@ def predict(config, directory) -> dict:
     draw = _make_draw(found, rule, directory) if config.pictures else lambda *_: {}
     report = _make_report(len(paths))
     left, failed = [], []
-    with workdir.whole(directory / PREDICTIONS) as file:
+    with files.whole(directory / PREDICTIONS) as file:
         for number, one in enumerate(classify(classifier, found, paths), 1):
             about = {"file": str(one.path), **describe(found, one)}
             if one.result is None:

@@ -13,7 +13,7 @@ import pathlib
 import re
 import string
 
-from anchornet_jax import pictures, plots, published, results, workdir
+from anchornet_jax import files, pictures, plots, published, results
 
 ROUNDING = 1e-9  # of accuracies that are compared
 ROWS = 6  # of examples in one figure, so that it fits on a printed page
@@ -113,7 +113,7 @@ def write(directory: str | os.PathLike) -> pathlib.Path:
         body="\n".join(parts + _tables(summary)),
     )
     path = directory / "report.html"
-    with workdir.whole(path, "wb") as file:
+    with files.whole(path, "wb") as file:
         file.write(page.encode())
     return path
 

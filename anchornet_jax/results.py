@@ -1,8 +1,8 @@
 """What an evaluation leaves in its directory, read back and checked.
 
 `summary.json` holds what `SUMMARY` lists: accuracies, coverage and exits are fractions,
-costs multiply-adds or milliseconds per image. `examples.npz` holds some test images and what the
-networks made of them, as `EXAMPLES` lists.
+costs multiply-adds or milliseconds per image. `examples.npz` holds some test images and
+what the networks made of them, as `EXAMPLES` lists.
 
     summary, arrays = results.read("out")
 """

@@ -16,7 +16,7 @@ import jax
 import numpy as np
 from clu import periodic_actions
 
-from anchornet_jax import data, flops, networks, parallel, views, workdir
+from anchornet_jax import data, files, flops, networks, parallel, views, workdir
 
 
 class Row(NamedTuple):
@@ -107,7 +107,7 @@ def scales(config, directory) -> dict:
     summary = _summary(rows, localizer, full, own, source.image_size)
     summary |= {"data": config.data.name, "preset": config.view.preset}
     if jax.process_index() == 0:
-        workdir.write_json(directory / "summary.json", summary)
+        files.write_json(directory / "summary.json", summary)
     return summary
 
 

@@ -13,6 +13,7 @@ import numpy as np
 from anchornet_jax import flops, parallel, patches, views
 from anchornet_jax.models import Network
 
+NETWORKS = ("anchornet", "glance", "patches")  # members of a `Sequence`
 FUSE = ("logits", "probabilities")
 
 
@@ -49,15 +50,14 @@ class Sequence(NamedTuple):
     @property
     def classes(self) -> list[str]:
         """Return the names of the classes, numbers where no network knows them."""
-        for network in (self.anchornet, self.glance, self.patches):
-            if "classes" in network.metadata:
-                return network.metadata["classes"]
+        for name in NETWORKS:
+            if "classes" in getattr(self, name).metadata:
+                return getattr(self, name).metadata["classes"]
         return [str(n) for n in range(self.anchornet.model.num_classes)]
 
     def variables(self) -> dict:
         """Return the variables of all networks, as the steps below take them."""
-        names = ("anchornet", "glance", "patches")
-        return {name: getattr(self, name).variables for name in names}
+        return {name: getattr(self, name).variables for name in NETWORKS}
 
     def macs(self, image_size: int) -> list[int]:
         """Return the multiply-adds of leaving after 1 ... T inputs.
@@ -82,7 +82,7 @@ def check(sequence: Sequence) -> Sequence:
     """
     classes = {
         name: getattr(sequence, name).metadata.get("classes", sequence.classes)
-        for name in ("anchornet", "glance", "patches")
+        for name in NETWORKS
     }
     counts = {name: getattr(sequence, name).model.num_classes for name in classes}
     if any(names != sequence.classes for names in classes.values()) or any(

@@ -31,7 +31,6 @@ from anchornet_jax import (
     workdir,
 )
 
-DTYPES = ("float32", "bfloat16")
 NETWORK = "network"  # the trained network in the run's directory
 
 
@@ -63,8 +62,6 @@ def plan(config) -> Run:
             f"`config.accumulate` is {config.accumulate}; it must divide the {images} "
             "images of a batch that each device has"
         )
-    if config.dtype not in DTYPES:
-        raise ValueError(f"`config.dtype` is {config.dtype!r}; choose one of {DTYPES}")
     source = data.prepare(**config.data)
     per_epoch = data.steps_per_epoch(source, config.train_split, config.batch_size)
     source.examples(config.calibration_split)

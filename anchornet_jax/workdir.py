@@ -1,53 +1,18 @@
-"""A run's directory: who owns it, whether it is finished, files written whole.
+"""A run's directory: who owns it, and whether it is finished.
 
 `config.json` says which run a directory holds, `result.json` that it is finished. A
 directory is never shared by two configs: what is in it could no longer be told apart.
 Of several hosts process 0 alone reads and writes these files.
 """
 
-import contextlib
 import json
-import os
 import pathlib
-import tempfile
 
 import jax
-import numpy as np
 
-from anchornet_jax import parallel
+from anchornet_jax import files, parallel
 
 CONFIG, RESULT = "config.json", "result.json"
-
-
-@contextlib.contextmanager
-def whole(path, mode: str = "w"):
-    """Open a file that appears at `path` when all is written, or not at all."""
-    path = pathlib.Path(path)
-    with tempfile.NamedTemporaryFile(
-        mode, dir=path.parent, prefix=f".{path.name}.", delete=False
-    ) as file:
-        try:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        except BaseException:
-            os.unlink(file.name)
-            raise
-    os.chmod(file.name, 0o644)
-    os.replace(file.name, path)
-
-
-def write_json(path, value) -> None:
-    """Write a JSON file whole or not at all."""
-    with whole(path) as file:
-        json.dump(value, file, indent=1)
-        file.write("\n")
-
-
-def write_npz(path, **arrays) -> None:
-    """Write NumPy arrays whole or not at all."""
-    with whole(path, "wb") as file:
-        np.savez_compressed(file, **arrays)
 
 
 def agree(workdir, config: dict) -> None:
@@ -91,7 +56,7 @@ def _claim(path, config):
                 "give a new or empty directory, or that of a run to be resumed"
             )
         else:
-            write_json(path / CONFIG, config)
+            files.write_json(path / CONFIG, config)
     except OSError as error:
         raise ValueError(f"`workdir` is {str(path)!r}: {error}") from error
 
@@ -110,7 +75,7 @@ def finished(workdir) -> dict | None:
 def finish(workdir, result: dict) -> None:
     """Write the result, which marks the run as finished."""
     if jax.process_index() == 0:
-        write_json(pathlib.Path(workdir) / RESULT, result)
+        files.write_json(pathlib.Path(workdir) / RESULT, result)
 
 
 def _compare(path, old, new):

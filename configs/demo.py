@@ -25,6 +25,6 @@ def get_config():
     config.calibration_split = "calibration"
     config.test_split = "test"
     config.batch_size = 64
-    config.timing.images, config.timing.batch_size = 256, 16
+    config.timing.images, config.timing.batch_size = 512, 16
     config.log_every_steps = 50
     return common.pipeline(config, TRAIN)

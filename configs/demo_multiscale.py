@@ -32,7 +32,7 @@ def get_config():
     config.calibration_split = "calibration"
     config.test_split = "test"
     config.batch_size = 50
-    config.timing.images, config.timing.batch_size = 256, 16
+    config.timing.images, config.timing.batch_size = 512, 16
     config.log_every_steps = 50
     config = common.pipeline(config, TRAIN, PROGRAMS)
     for size in (63, 95, 111):

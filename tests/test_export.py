@@ -13,6 +13,7 @@ from anchornet_jax import (
     checkpoint,
     exits,
     export,
+    files,
     fitting,
     inference,
     models,
@@ -241,7 +242,7 @@ def test_classifier_of_an_export(exported, tiny, rule):  # noqa: F811
     value = {"budget": table.cost[1], "thresholds": [0.4, 0.6], "inputs": 2}[rule]
     classifier = inference.load(exported, **{rule: value}, batch_size=4)
     wanted = {
-        "budget": fitting.fit(table, [table.cost[1]])[0].rule,
+        "budget": fitting.fit(table, [table.cost[1]], "thresholds")[0].rule,
         "thresholds": stopping.ThresholdRule([0.4, 0.6]),
         "inputs": stopping.fixed(2, 3),
     }[rule]
@@ -265,10 +266,34 @@ def test_classifier_that_cannot_be(exported, tiny, given, message):  # noqa: F81
         inference.load(exported, **given)
 
 
-def test_budget_without_calibration(method, tmp_path, tiny):  # noqa: F811
+def test_rule_of_a_budget(exported, tiny):  # noqa: F811
+    """An exported one as it is, any other fitted, of the same kind."""
+    found = export.load(exported)
+    exported_rules = {2e6: RULE, 1e6: stopping.ThresholdRule((0.1, 0.1))}
+    found = found._replace(rules=exported_rules)
+    assert [found.rule(b) for b in (0, 2e6, 1e6)] == [
+        (2e6, RULE),
+        (2e6, RULE),
+        (1e6, exported_rules[1e6]),
+    ]
+    budget = float(found.calibration.cost[1])
+    for kind, rule in (
+        ("thresholds", RULE),
+        ("value", stopping.ValueRule([[0] * 3, [0] * 4])),
+    ):
+        (wanted,) = fitting.fit(found.calibration, [budget], kind)
+        fitted = found._replace(rules={2e6: rule}).rule(budget)
+        assert fitted[0] == budget
+        assert fitted[1].to_json() == wanted.rule.to_json()
+
+
+def test_budget_without_evaluation(method, tmp_path, tiny):  # noqa: F811
     export.save(tmp_path / "export", method, image_size=SIZE)
-    with pytest.raises(ValueError, match="exported without an evaluation"):
+    with pytest.raises(ValueError, match="no rules .* make it with `config.evaluation"):
         inference.load(tmp_path / "export", budget=1e9)
+    with pytest.raises(ValueError, match="must be given together"):
+        export.save(tmp_path / "new", method, image_size=SIZE, budgets=[budget_row(1)])
+    assert not (tmp_path / "new").exists()
 
 
 def change(path, **changes):
@@ -381,7 +406,7 @@ def config(method, tmp_path, tiny):  # noqa: F811
     config = common.get_config()
     config.program, config.inputs, config.data.image_size = "export", 3, SIZE
     config.view.iou_threshold, config.evaluation = 0.8, str(tmp_path / "evaluate")
-    for name in export.NETWORKS:
+    for name in sequence.NETWORKS:
         network = getattr(method, name)
         config.networks[name] = str(tmp_path / name)
         networks.save(
@@ -394,7 +419,7 @@ def config(method, tmp_path, tiny):  # noqa: F811
         config.evaluation, {"fuse": "logits", "view": {"iou_threshold": 0.8}}
     )
     summary = {"classes": CLASSES, "budgeted": [{**budget_row(2e6), "exits": []}]}
-    workdir.write_json(evaluation / "summary.json", summary)
+    files.write_json(evaluation / "summary.json", summary)
     make_table(method).save(evaluation / "calibration.npz")
     return config
 

@@ -49,7 +49,7 @@ def test_show(shown, photo):
     image = shown.read(photo)
     assert image.shape == (SIZE, SIZE, 3)
     macs = [m / 1e6 for m in shown.found.macs]
-    for budget, exit in ((LOW, 0), (5e6, 0), (HIGH, 2)):
+    for budget, exit in ((LOW, 0), (HIGH, 2)):
         text, looked, growing = shown.show(image, budget)
         assert re.search(f"<b>[{''.join(CLASSES)}]</b>, [0-9.]+% sure after", text)
         assert f"after {plots.exit_name(exit)}: {macs[exit]:.0f} M" in text
@@ -58,6 +58,9 @@ def test_show(shown, photo):
         assert exits(growing) == [exit]
         framed = [len(axes.texts) for axes in looked.axes[1:]]  # EXIT is written there
         assert framed == [int(t == exit) for t in range(3)]
+    between = float(shown.found.calibration.cost[1])  # fitted on the spot
+    text, *_ = shown.show(image, between)
+    assert f"budget is {between / 1e6:.0f} M" in text
 
 
 def test_class_names_are_no_markup(shown, photo, monkeypatch):

@@ -15,7 +15,6 @@ from tests.test_export import (
     CLASSES,
     RULE,
     SIZE,
-    budget_row,
     exported,  # noqa: F401
     method,  # noqa: F401
 )
@@ -135,7 +134,11 @@ def test_other_files_are_not_touched(config, tmp_path):
         ("model", "/nowhere", "`config.model`: export '/nowhere'"),
         ("images", "/nowhere/*", "`config.images`: .* matches nothing"),
         ("images", "", "`config.images`: .* matches nothing"),
-        ("budget", 1e6, r"`config.budget`: `budget` is 1e\+06; allowed is 0 or 2e"),
+        (
+            "budget",
+            1.0,
+            "`config.budget`: `budgets` holds 1.0; the cheapest exit costs",
+        ),
         ("batch_size", 0, "`batch_size` is 0"),
     ],
 )
@@ -150,16 +153,6 @@ def test_one_host(config, tmp_path, monkeypatch):
     monkeypatch.setattr(jax, "process_count", lambda: 2)
     with pytest.raises(ValueError, match="runs on one host"):
         predict.predict(config, tmp_path)
-
-
-def test_rule_by_budget(exported):  # noqa: F811
-    found = export.load(exported)
-    rules = {b: stopping.from_json(budget_row(b)["rule"]) for b in (2e6, 5e6, 9e6)}
-    found = found._replace(rules=rules)
-    assert [found.rule(b)[0] for b in (0, 2e6, 8e6, 1e9)] == [9e6, 2e6, 5e6, 9e6]
-    assert found.rule(8e6)[1] is rules[5e6]
-    with pytest.raises(ValueError, match="no rules, make it with `config.evaluation`"):
-        found._replace(rules={}).rule()
 
 
 def test_progress_is_shown(monkeypatch, caplog):

@@ -2,7 +2,7 @@ import os
 
 import pytest
 
-from anchornet_jax import workdir
+from anchornet_jax import files, workdir
 
 CONFIG = {"epochs": 1.0, "data": {"name": "plates"}, "boundaries": (0.3, 0.6)}
 
@@ -41,8 +41,8 @@ def test_finish(tmp_path):
 
 
 def test_written_whole_or_not_at_all(tmp_path):
-    workdir.write_json(tmp_path / "a.json", 1)
+    files.write_json(tmp_path / "a.json", 1)
     with pytest.raises(TypeError):
-        workdir.write_json(tmp_path / "a.json", {"b": object()})
+        files.write_json(tmp_path / "a.json", {"b": object()})
     assert (tmp_path / "a.json").read_text() == "1\n"
     assert os.listdir(tmp_path) == ["a.json"]

@@ -2,7 +2,8 @@
 
 Every network is called as `logits, out = model.apply(variables, images, train=False)`
 with images [B, H, W, 3], normalised; logits [B, N] are float32 and `out` holds the maps
-that somebody may want. In training a network may have several heads: [B, heads, N]. A name stands for a class and its arguments, nothing more:
+that somebody may want. In training a network may have several heads: [B, heads, N].
+A name stands for a class and its arguments, nothing more:
 
     model = models.create("anchornet", num_classes=1000)
 """
@@ -18,6 +19,7 @@ from anchornet_jax.models.multiscale import MultiScaleAnchorNet
 from anchornet_jax.models.regnet import RegNet
 from anchornet_jax.models.resnet import ResNet
 
+DTYPES = ("float32", "bfloat16")  # of the computation
 MODELS = {  # name: (class, arguments)
     "anchornet": (AnchorNet, {}),
     "anchornet_multiscale": (MultiScaleAnchorNet, {}),
@@ -74,11 +76,14 @@ def create(name: str, num_classes: int, **overrides) -> nn.Module:
     """Create a network by name; `overrides` replace the arguments of its class.
 
     Raises:
-      ValueError: for an unknown name, or fewer than one class.
+      ValueError: for an unknown name or `dtype`, or fewer than one class.
     """
     if name not in MODELS:
         raise ValueError(f"`name` is {name!r}; choose one of {sorted(MODELS)}")
     if num_classes < 1:
         raise ValueError(f"`num_classes` is {num_classes}; allowed is 1 or more")
     network, arguments = MODELS[name]
-    return network(num_classes=num_classes, **{**arguments, **overrides})
+    arguments = {**arguments, **overrides}
+    if arguments.get("dtype", DTYPES[0]) not in DTYPES:
+        raise ValueError(f"`dtype` is {arguments['dtype']!r}; choose one of {DTYPES}")
+    return network(num_classes=num_classes, **arguments)

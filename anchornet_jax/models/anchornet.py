@@ -12,6 +12,7 @@ not exist here.
     corners, valid = patches.select(heatmap, model.field, k=4, iou_threshold=0.3)
 """
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -57,27 +58,20 @@ class MBConv(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
-        def conv_bn(x, index, features, **kwargs):
-            x = layers.Conv(features, dtype=self.dtype, name=f"conv{index}", **kwargs)(
-                x
-            )
-            return layers.batch_norm(
-                use_running_average=not train,
-                axis_name=self.axis_name,
-                dtype=self.dtype,
-                name=f"bn{index}",
-            )(x)
-
+        conv_bn = functools.partial(
+            layers.conv_bn, train=train, axis_name=self.axis_name, dtype=self.dtype
+        )
         kernel, expansion, out, stride = self.row
         channels, y = x.shape[-1], x
         expanded = int(expansion * channels)
         if expansion != 1:
-            y = layers.swish(conv_bn(y, 1, expanded))
-        y = conv_bn(y, 2, expanded, kernel=kernel, stride=stride, groups=expanded)
+            y = layers.swish(conv_bn(y, expanded, ("conv1", "bn1")))
+        where = {"kernel": kernel, "stride": stride, "groups": expanded}
+        y = conv_bn(y, expanded, ("conv2", "bn2"), **where)
         y = layers.SqueezeExcite(
             channels // 4, ("se1", "se2"), dtype=self.dtype, name="se"
         )(layers.swish(y))
-        y = conv_bn(y, 3, out)
+        y = conv_bn(y, out, ("conv3", "bn3"))
         if stride == 1 and channels == out:
             y = y + x[:, : y.shape[1], : y.shape[2]]
         return y

@@ -76,11 +76,8 @@ def _shifted(x, kernel, *, stride, padding):
     return sum(tap * kernel[i : i + 1, j : j + 1] for i, j, tap in taps)
 
 
-def _native_gradients(x, kernel, gradient, *, stride, padding):
-    form = functools.partial(
-        _native, stride=stride, padding=padding, groups=x.shape[-1]
-    )
-    return jax.vjp(form, x, kernel)[1](gradient)
+def _gradients(form, x, kernel, gradient, **where):
+    return jax.vjp(functools.partial(form, **where), x, kernel)[1](gradient)
 
 
 def _shifted_gradients(x, kernel, gradient, *, stride, padding):
@@ -134,9 +131,9 @@ def _depthwise_backward(stride, padding, residuals, gradient):
     # Chosen by platform again: differentiating through the choice would keep the
     # residuals of both forms.
     # The barrier keeps XLA from computing the maps again for every tap.
-    backward = _by_platform(
-        _shifted_gradients, _native_gradients, stride=stride, padding=padding
-    )
+    native = functools.partial(_native, groups=residuals[0].shape[-1])
+    native = functools.partial(_gradients, native)
+    backward = _by_platform(_shifted_gradients, native, stride=stride, padding=padding)
     maps = lax.optimization_barrier((*residuals, gradient))
     return lax.optimization_barrier(backward(*maps))
 
@@ -162,10 +159,6 @@ def _blocked(x, kernel, *, stride, padding, groups):
         where = {"stride": stride, "padding": padding, "groups": 1}
         parts.append(_native(x[..., part], dense, **where))
     return jnp.concatenate(parts, axis=-1)
-
-
-def _gradients(form, x, kernel, gradient, **where):
-    return jax.vjp(functools.partial(form, **where), x, kernel)[1](gradient)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
@@ -279,7 +272,8 @@ def max_pool(x: jax.Array, side: int, stride: int, padding: int) -> jax.Array:
     """Take the maximum of every window of a map [B, H, W, C] that is never negative.
 
     As the maximum of shifted slices: the gradient of XLA's own pooling takes longer on
-    CPU (benchmarks/training_step.py). Zero padding needs values that are not negative, such as ReLU's.
+    CPU (benchmarks/training_step.py). Zero padding needs values that are not negative,
+    such as ReLU's.
     """
     taps = _taps(x, side, stride, padding)
     return functools.reduce(jnp.maximum, (tap for _, _, tap in taps))
