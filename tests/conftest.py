@@ -1,8 +1,17 @@
 """Four host devices, so that pmap is really parallel; strict broadcasting."""
 
 import os
+import tempfile
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+# What one process has compiled, the others of this session load.
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    compiled = tempfile.TemporaryDirectory(prefix="compiled_")  # removed at the end
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = compiled.name
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
+    # Programs run for moments here: to optimise their machine code takes longer.
+    flags = (os.environ.get("XLA_FLAGS"), "--xla_backend_optimization_level=0")
+    os.environ["XLA_FLAGS"] = " ".join(filter(None, flags))
 
 import jax
 import pytest

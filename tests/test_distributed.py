@@ -133,14 +133,14 @@ def test_hosts_with_different_configs_all_stop(data_dir, tmp_path):
 
 COUNT = """
 import json, sys
-from anchornet_jax import data, evaluate, learning, parallel
+from anchornet_jax import data, learning, outputs, parallel
 address, process, data_dir = sys.argv[1:]
 parallel.connect(address, 2, int(process))
 source = data.prepare("plates/small", data_dir=data_dir, augment="none", resize=0)
 step = parallel.predict_step(
     lambda _, batch: {"sum": batch["image"].astype(int).sum((1, 2, 3))}
 )
-found = evaluate._collect(source, "test[:27]", 8, lambda batch: step(None, batch))
+found = outputs.collect(step, None, source, "test[:27]", batch_size=8, images=12)
 classes = parallel.predict_step(
     lambda _, batch: {"logits": batch["image"][:, 0, 0].astype(float)}
 )
@@ -196,7 +196,7 @@ def test_every_image_counts_once(data_dir):
         assert host["accuracy"] == pytest.approx(right)
         assert host["error"] == "invalid literal for int() with base 10: 'x'"
         assert host["hosts"] == [{"rows": 0}, {"rows": 1}]
-    assert found[0]["image"] == sums[:12]  # the pictures that are shown
+        assert host["image"] == sums[:12] + sums[14:26]  # of the 14 and 13 of the hosts
 
 
 @pytest.mark.parametrize(

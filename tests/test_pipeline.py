@@ -57,20 +57,20 @@ import sys
 from anchornet_jax import models, train
 from tests import tiny
 models.MODELS["tiny"] = (tiny.Tiny, {})
-config = tiny.config(sys.argv[1], epochs=4.0)
-train.train(config, sys.argv[2])
+data_dir, *directories = sys.argv[1:]
+for directory in directories:
+    train.train(tiny.config(data_dir, epochs=4.0), directory)
 """
 
 
 def test_killed_equals_uninterrupted(data_dir, tmp_path, tiny):  # noqa: F811
     """SIGKILL at several moments of a real process, then the same command again."""
 
-    def start(name):
-        command = [sys.executable, "-c", CHILD, data_dir, str(tmp_path / name)]
+    def start(*names):
+        directories = [str(tmp_path / name) for name in names]
+        command = [sys.executable, "-c", CHILD, data_dir, *directories]
         return subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
 
-    child = start("whole")
-    assert child.wait(120) == 0, child.stderr.read()
     steps = tmp_path / "killed" / "checkpoints"
     for wanted in (1, 2):
         child = start("killed")
@@ -82,7 +82,7 @@ def test_killed_equals_uninterrupted(data_dir, tmp_path, tiny):  # noqa: F811
         child.send_signal(signal.SIGKILL)
         child.wait()
         child.stderr.close()
-    child = start("killed")
+    child = start("killed", "whole")
     assert child.wait(120) == 0, child.stderr.read()
     one, other = (
         networks.load(tmp_path / name / train.NETWORK).variables
@@ -103,7 +103,7 @@ def test_loss_that_is_no_number(data_dir, tmp_path, tiny):  # noqa: F811
     [
         ("batch_size", 6, "`batch_size` is 6; it must be a positive multiple of the 4"),
         ("accumulate", 3, "`config.accumulate` is 3; it must divide the 4 images"),
-        ("dtype", "bf16", "`config.dtype` is 'bf16'; choose one of"),
+        ("dtype", "bf16", "`dtype` is 'bf16'; choose one of"),
         ("model", "resnet5", "`name` is 'resnet5'; choose one of"),
         ("train_split", "training", "`split` is 'training'; plates has"),
         ("data.name", "plate", "`name` is 'plate', which TFDS does not know"),
