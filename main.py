@@ -34,12 +34,19 @@ flags.mark_flag_as_required("config")
 
 
 def parse(argv):
-    """Parse the flags; say what is wrong with a config key in a line, not a traceback."""
+    """Parse the flags; say in a line, not in a traceback, what is wrong with a config."""
     try:
-        return app.parse_flags_with_usage(argv)
+        rest = flags.FLAGS(argv)
+        CONFIG.value.program  # noqa: B018, read for the error of a missing file
+        return rest
+    except OSError as error:
+        text = f"--config: {str(error).splitlines()[-1].strip()}; see configs/"
     except (AttributeError, KeyError) as error:
         text = str(error).strip("'").replace("\\n", ". ").replace("\\'", "'")
-        sys.exit(f"FATAL Flags parsing error: no key {text}")
+        text = f"no key {text}"
+    except flags.Error as error:  # what `get_config` raised is quoted in it whole
+        text = str(error).rpartition("ValueError: ")[2].strip()
+    sys.exit(f"FATAL Flags parsing error: {text}\nPass --helpshort to see the flags.")
 
 
 def _ours(record) -> bool:

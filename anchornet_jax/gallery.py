@@ -17,10 +17,10 @@ from matplotlib.patches import Rectangle
 from anchornet_jax import plots
 
 LOCALIZERS = {  # name: look in Figure 6
-    "AnchorNet": {"color": "#0072B2", "marker": "o", "linestyle": "-"},
-    "random": {"color": "#E69F00", "marker": "^", "linestyle": ":"},
-    "centre": {"color": "#009E73", "marker": "s", "linestyle": "--"},
-    "edges": {"color": "#D55E00", "marker": "v", "linestyle": "-."},
+    "AnchorNet": plots.STYLES["budgeted"],
+    "random": plots.STYLES["random"],
+    "centre": {"color": plots.PALETTE["green"], "marker": "s", "linestyle": "--"},
+    "edges": {"color": plots.PALETTE["vermilion"], "marker": "v", "linestyle": "-."},
 }
 LABELS = {"edges": "edge energy (Sobel)", "centre": "centre patch"}
 COLUMNS = 6  # images of a row

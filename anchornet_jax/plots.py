@@ -23,16 +23,24 @@ from matplotlib.figure import Figure
 from anchornet_jax import files
 from anchornet_jax.published import Curve
 
-# Okabe and Ito's palette (Color Universal Design, 2008).
+PALETTE = {  # Okabe and Ito's (Color Universal Design, 2008)
+    "blue": "#0072B2",
+    "sky": "#56B4E9",
+    "orange": "#E69F00",
+    "black": "#000000",
+    "vermilion": "#D55E00",
+    "green": "#009E73",
+    "purple": "#CC79A7",
+}
 STYLES = {
-    "budgeted": {"color": "#0072B2", "marker": "o", "linestyle": "-"},
-    "anytime": {"color": "#56B4E9", "marker": "s", "linestyle": "--"},
-    "random": {"color": "#E69F00", "marker": "^", "linestyle": ":"},
-    "full image": {"color": "#000000", "marker": "*", "linestyle": "none"},
-    "AnchorNet": {"color": "#0072B2", "marker": "D", "linestyle": "none"},
-    "GFNet": {"color": "#D55E00", "marker": "v", "linestyle": "none"},
-    "MSDNet": {"color": "#009E73", "marker": "P", "linestyle": "none"},
-    "RANet": {"color": "#CC79A7", "marker": "X", "linestyle": "none"},
+    "budgeted": {"color": PALETTE["blue"], "marker": "o", "linestyle": "-"},
+    "anytime": {"color": PALETTE["sky"], "marker": "s", "linestyle": "--"},
+    "random": {"color": PALETTE["orange"], "marker": "^", "linestyle": ":"},
+    "full image": {"color": PALETTE["black"], "marker": "*", "linestyle": "none"},
+    "AnchorNet": {"color": PALETTE["blue"], "marker": "D", "linestyle": "none"},
+    "GFNet": {"color": PALETTE["vermilion"], "marker": "v", "linestyle": "none"},
+    "MSDNet": {"color": PALETTE["green"], "marker": "P", "linestyle": "none"},
+    "RANet": {"color": PALETTE["purple"], "marker": "X", "linestyle": "none"},
     "static networks": {"color": "#666666", "marker": "h", "linestyle": "none"},
 }
 # Light to dark, so that the order of the exits shows in grey too. RANet has most: 8.
@@ -40,7 +48,10 @@ EXITS = (
     *("#FDE725", "#A0DA39", "#4AC16D", "#1FA187"),
     *("#277F8E", "#365C8D", "#46327E", "#440154"),
 )
-VERDICTS = {True: ("✓", "#009E73"), False: ("✗", "#D55E00")}  # right or wrong
+VERDICTS = {  # right or wrong
+    True: ("✓", PALETTE["green"]),
+    False: ("✗", PALETTE["vermilion"]),
+}
 COSTS = {"macs": "FLOPs (multiply-adds)", "time_ms": "Time per image (ms)"}
 DPI = 200  # of pixels; lines and letters are vectors in svg and pdf
 # Without dates and versions the same figure gives the same file.

@@ -27,7 +27,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from anchornet_jax import flops, inference, models, sequence, views
+from anchornet_jax import files, flops, inference, models, sequence, views
 from anchornet_jax.models import Network
 
 RESULTS = pathlib.Path(__file__).parent / "results" / "early_exit.json"
@@ -216,7 +216,7 @@ def write(path: pathlib.Path, rows, options) -> None:
     made = {tuple(row[k] for k in key) for row in rows}
     kept = [row for row in old if tuple(row[k] for k in key) not in made]
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({"rows": kept + rows}, indent=1) + "\n")
+    files.write_json(path, {"rows": kept + rows})
     print(f"wrote {path}")
 
 

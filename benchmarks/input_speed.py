@@ -10,7 +10,6 @@ beside this file.
 
 import argparse
 import io
-import json
 import math
 import os
 import pathlib
@@ -23,7 +22,7 @@ import numpy as np
 import tensorflow as tf
 from PIL import Image
 
-from anchornet_jax import data
+from anchornet_jax import data, files
 
 RESULTS = pathlib.Path(__file__).parent / "results" / "input_speed.json"
 SIZE = (500, 375)  # pixels, width and height
@@ -111,6 +110,7 @@ def main() -> None:
     parser.add_argument("--device-images-per-second", type=float, default=1000)
     parser.add_argument("--images", type=int, default=2048)
     parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--output", type=pathlib.Path, default=RESULTS)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as directory:
         source = prepare(pathlib.Path(directory), options.images)
@@ -127,11 +127,13 @@ def main() -> None:
         "processor": processor(),
         "cores": cores,
         "tensorflow": tf.__version__,
-        **vars(options),
+        **{name: value for name, value in vars(options).items() if name != "output"},
+        **speed,
+        "advice": line,
     }
-    RESULTS.parent.mkdir(exist_ok=True)
-    RESULTS.write_text(json.dumps({**about, **speed, "advice": line}, indent=1) + "\n")
-    print(f"wrote {RESULTS}")
+    options.output.parent.mkdir(parents=True, exist_ok=True)
+    files.write_json(options.output, about)
+    print(f"wrote {options.output}")
 
 
 if __name__ == "__main__":

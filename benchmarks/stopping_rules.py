@@ -11,12 +11,11 @@ not keep are those below.
 """
 
 import argparse
-import json
 import pathlib
 
 import numpy as np
 
-from anchornet_jax import exits, fitting, stopping
+from anchornet_jax import exits, files, fitting, stopping
 
 RESULTS = pathlib.Path(__file__).parent / "results" / "stopping_rules.json"
 # Accuracy by mean cost in G of the thresholds that the authors of the 2022 paper set by
@@ -171,8 +170,8 @@ def main() -> None:
         "budgets": budgets,
         "rules": found,
     }
-    options.output.parent.mkdir(exist_ok=True)
-    options.output.write_text(json.dumps(about, indent=1) + "\n")
+    options.output.parent.mkdir(parents=True, exist_ok=True)
+    files.write_json(options.output, about)
     print(f"wrote {options.output}")
 
 

@@ -12,7 +12,6 @@ results/throughput.json beside this file.
 """
 
 import argparse
-import json
 import pathlib
 import platform
 import time
@@ -22,10 +21,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from anchornet_jax import flops, learning, models, parallel, views
+from anchornet_jax import files, flops, learning, models, parallel, views
 
 RESULTS = pathlib.Path(__file__).parent / "results" / "throughput.json"
-DTYPES = ("float32", "bfloat16")
 VIEWS = ("full", "resized", "patches")  # the trainings: Stage I, glance, patches
 NUM_CLASSES = 1000
 K = 4  # patches per image
@@ -53,7 +51,7 @@ PEAKS = {
 
 def peak_macs(kind: str, dtype: str) -> float | None:
     """Return a device's multiply-adds per second at best, None if unknown."""
-    return PEAKS[kind][DTYPES.index(dtype)] * 1e12 / 2 if kind in PEAKS else None
+    return PEAKS[kind][models.DTYPES.index(dtype)] * 1e12 / 2 if kind in PEAKS else None
 
 
 def stages(names: list[str]) -> list[tuple[str, str]]:
@@ -145,7 +143,8 @@ def main() -> None:
         "--models", nargs="+", default=["anchornet", "resnet50", "densenet201"]
     )
     parser.add_argument("--views", nargs="+", choices=VIEWS, default=VIEWS)
-    parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=DTYPES)
+    dtypes = {"choices": models.DTYPES, "default": models.DTYPES}
+    parser.add_argument("--dtypes", nargs="+", **dtypes)
     parser.add_argument("--batch", type=int, default=64, help="images per device")
     parser.add_argument("--seconds", type=float, default=10, help="per row")
     parser.add_argument("--size", type=int, default=224, help="pixels of an image")
@@ -173,7 +172,7 @@ def main() -> None:
         "rows": rows,
     }
     options.output.parent.mkdir(parents=True, exist_ok=True)
-    options.output.write_text(json.dumps(about, indent=1) + "\n")
+    files.write_json(options.output, about)
     print(f"wrote {options.output}")
 
 

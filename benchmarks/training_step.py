@@ -8,7 +8,6 @@ the times depend on the machine, which the JSON file names.
 """
 
 import argparse
-import json
 import pathlib
 import platform
 import statistics
@@ -19,7 +18,7 @@ import jax.numpy as jnp
 import optax
 from flax import linen as nn
 
-from anchornet_jax import learning, models, parallel, views
+from anchornet_jax import files, learning, models, parallel, views
 from anchornet_jax.models import layers
 from anchornet_jax.models.anchornet import EXTRACTOR, AnchorNet
 
@@ -121,6 +120,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--size", type=int, default=224, help="pixels")
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--output", type=pathlib.Path, default=RESULTS)
     options = parser.parse_args()
     rows = {}
     for part in (network, depthwise, others):
@@ -128,15 +128,16 @@ def main() -> None:
         for name, value in found.items():
             print(f"{name:45} {value:9.1f} ms", flush=True)
         rows |= found
-    RESULTS.parent.mkdir(exist_ok=True)
     about = {
         "device": str(jax.devices()[0].device_kind),
         "processor": platform.processor() or platform.machine(),
         "jax": jax.__version__,
-        **vars(options),
+        **{name: value for name, value in vars(options).items() if name != "output"},
+        "milliseconds": rows,
     }
-    RESULTS.write_text(json.dumps({**about, "milliseconds": rows}, indent=1) + "\n")
-    print(f"wrote {RESULTS}")
+    options.output.parent.mkdir(parents=True, exist_ok=True)
+    files.write_json(options.output, about)
+    print(f"wrote {options.output}")
 
 
 if __name__ == "__main__":

@@ -34,11 +34,36 @@ def run(script, *arguments, name="__main__", devices=2):
     return done.stdout
 
 
-@pytest.mark.parametrize(
-    "script", ["training_step.py", "throughput.py", "early_exit.py"]
-)
-def test_imports(script):
-    run(script, name="imported")
+def test_training_step(tmp_path):
+    output = tmp_path / "training_step.json"
+    printed = run(
+        "training_step.py",
+        "--batch=1",
+        "--size=95",
+        "--repeats=1",
+        f"--output={output}",
+    )
+    rows = json.loads(output.read_text())["milliseconds"]
+    assert len(printed.splitlines()) == len(rows) + 1
+    # Two of AnchorNet, two forms of seven depthwise layers, of swish and of max pooling.
+    assert len(rows) == 2 + 2 * 7 + 4 and min(rows.values()) > 0
+
+
+def test_input_speed(tmp_path):
+    """The one that needs TensorFlow."""
+    output = tmp_path / "input_speed.json"
+    flags = ["--images=16", "--batch=4", f"--output={output}"]
+    done = subprocess.run(
+        [sys.executable, "benchmarks/input_speed.py", *flags],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": os.getcwd()},
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads(output.read_text())
+    assert found["images_per_second"] > 0 and found["images_per_core_second"] > 0
+    assert "cores feed one device of 1000 images/s" in found["advice"]
 
 
 def test_throughput(tmp_path):

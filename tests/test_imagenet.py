@@ -4,15 +4,13 @@ import io
 import shutil
 import tarfile
 
-import jax
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from anchornet_jax import data, datasets, decode, evaluate, models, networks, train
-from tests import tiny as tiny_network
-from tests.tiny import tiny  # noqa: F401
+from anchornet_jax import data, datasets, decode, models, networks, pipeline
+from tests import test_readme, tiny
 
 TRAIN, VALIDATION = "ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar"
 # TFDS converts these two while it reads the archive, by name; others it keeps.
@@ -130,27 +128,49 @@ def test_images_are_what_pil_decodes(imagenet_dir):
     assert modes == {"RGB", "L", "CMYK"}
 
 
-def test_train_and_evaluate_a_step(imagenet_dir, tmp_path, tiny):  # noqa: F811
-    config = tiny_network.config("", epochs=0.5)
-    config.data = tiny_network.common.get_config().data
-    config.data.update(name="imagenet2012", data_dir=imagenet_dir, **SIZE)
-    config.train_split, config.calibration_split = "train[16:]", "train[:16]"
-    config.test_split, config.batch_size = "validation", 8
-    trained = train.train(config, tmp_path / "tiny")
-    assert trained["steps"] == 1 and 0 <= trained["accuracy"] <= 1
-    network = networks.load(trained["network"])
-    assert network.metadata["classes"] == listed("labels.txt")
+CHAIN = tuple(
+    f"configs/{n}.py" for n in ("anchornet", "downstream", "dynamic", "scales")
+)
+NETWORKS = {
+    "anchornet": tiny.TinyAnchorNet,
+    "anchornet_multiscale": tiny.TinyMultiScaleAnchorNet,
+    "resnet50": tiny.Tiny,
+    "densenet201": tiny.Tiny,
+}
 
-    about = {"name": "anchornet", "num_classes": 1000}
-    variables = models.create(**about).init(jax.random.key(0), np.zeros((1, 96, 96, 3)))
-    classes = network.metadata["classes"]
-    networks.save(tmp_path / "anchornet", about, variables, classes=classes)
-    config.networks.anchornet = str(tmp_path / "anchornet")
-    config.networks.glance = config.networks.patches = trained["network"]
-    config.inputs, config.budgets = 2, 2
-    summary = evaluate.evaluate(config, tmp_path / "evaluation")
-    assert summary["classes"] == classes
-    assert [row["inputs"] for row in summary["anytime"]] == [1, 2]
+
+def small(config, imagenet_dir):
+    """Let a config of the README take one step of eight images."""
+    config.data.update(data_dir=imagenet_dir, image_size=127, resize=128)
+    config.train_split, config.calibration_split = "train[16:]", "train[:16]"
+    config.batch_size, config.epochs, config.accumulate = 8, 0.5, 1
+    config.budgets, config.timing.images = 2, 0
+    return config
+
+
+def test_commands_of_the_readme(imagenet_dir, tmp_path, monkeypatch):
+    """One after the other, as a user types them, with networks of a layer or two."""
+    given = map(test_readme.parsed, test_readme.MAIN)
+    chain = [
+        (flags["config"], flags["workdir"])
+        for flags in given
+        if flags["config"].startswith(CHAIN) and set(flags) == {"config", "workdir"}
+    ]
+    for name, network in NETWORKS.items():
+        monkeypatch.setitem(models.MODELS, name, (network, {}))
+    monkeypatch.chdir(tmp_path)
+    results = {}
+    for command, workdir in chain:
+        config = small(test_readme.load(command).unlock(), imagenet_dir)
+        results[workdir] = pipeline.run(config, workdir)
+    assert len(results) == len(chain) == 14
+    network = networks.load(results["runs/resnet50_patches"]["network"])
+    assert network.metadata["classes"] == listed("labels.txt")
+    assert results["runs/resnet50_patches"]["steps"] == 1
+    dynamic = results["runs/densenet201_dynamic"]
+    assert [row["inputs"] for row in dynamic["anytime"]] == [1, 2, 3, 4, 5]
+    assert dynamic["full_image"] and dynamic["budgeted"]
+    assert set(results["runs/resnet50_scales"]["branches"]) == {"63", "95", "111"}
 
 
 def cut(path, size):

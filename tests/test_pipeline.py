@@ -155,14 +155,23 @@ def test_evaluation_without_a_network_writes_nothing(data_dir, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_main_refuses_a_mistyped_key(tmp_path):
-    status, printed = main(
-        "--config=configs/anchornet.py",
-        "--config.epoch=3",
-        f"--workdir={tmp_path / 'run'}",
-    )
-    assert status and "epoch" in printed and 'Did you mean "epochs"' in printed
-    assert "Traceback" not in printed
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("", "flag --config=None: Flag --config must have a value"),
+        ("--config=configs/nope.py", "No such file or directory: 'configs/nope.py'"),
+        ("--config=configs/nope.py --config.epochs=3", "directory: 'configs/nope.py'"),
+        ("--config=configs/demo.py --config.epoch=3", 'Did you mean "epochs"'),
+        ("--config=configs/demo.py --config.epochs=x", "float: 'x'"),
+        ("--config=configs/demo.py --confg.epochs=3", "flag 'confg.epochs'"),
+        ("--config=configs/dynamic.py", "`argument` is ''; give NETWORK"),
+        ("--config=configs/dynamic.py:resnet5", "'resnet5'; give NETWORK"),
+    ],
+)
+def test_main_refuses_what_it_does_not_know(tmp_path, arguments, message):
+    status, printed = main(*arguments.split(), f"--workdir={tmp_path / 'run'}")
+    assert status and message in printed
+    assert "Traceback" not in printed and len(printed.splitlines()) < 4
     assert not (tmp_path / "run").exists()
 
 

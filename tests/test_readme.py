@@ -31,8 +31,8 @@ TABLE = [
     row.split() for row in re.findall(r"^\| `(configs/\S+ [^`]*)`", TEXT, re.MULTILINE)
 ]
 MAIN = [
-    *commands(["python", "main.py"]),
     *([f"--config={file}", *rest] for file, *rest in TABLE),
+    *commands(["python", "main.py"]),
 ]
 
 
@@ -44,13 +44,18 @@ def load(value):
     return module.get_config(*[argument] if argument else []).lock()
 
 
+def parsed(arguments):
+    """Return {flag: value}."""
+    return dict(
+        argument.removeprefix("--").partition("=")[::2] for argument in arguments
+    )
+
+
 @pytest.mark.parametrize("arguments", MAIN, ids=" ".join)
 def test_command_is_understood(arguments):
     import main  # noqa: F401, which defines the flags
 
-    given = dict(
-        argument.removeprefix("--").partition("=")[::2] for argument in arguments
-    )
+    given = parsed(arguments)
     if given["config"] == "...":
         config = common.get_config()
     else:

@@ -51,10 +51,7 @@ class TinyScales(nn.Module):
     @nn.compact
     def __call__(self, images, *, train=False):
         """Return what MultiScaleAnchorNet returns; it attends to all alike."""
-        evidence = tuple(
-            layers.Conv(self.num_classes, size, stride, name=f"b{size}")(images)
-            for size, stride in self.fields
-        )
+        evidence = self._evidence(images)
         logits = jnp.stack([maps.mean((1, 2)) for maps in evidence], 1)
         _, branch = multiscale.decide(jax.nn.softmax(logits))
         out = {
@@ -64,6 +61,32 @@ class TinyScales(nn.Module):
             "attention": tuple(jnp.ones(maps.shape[:3]) for maps in evidence),
         }
         return jnp.take_along_axis(logits, branch[:, None, None], 1)[:, 0], out
+
+    def _evidence(self, images):
+        return tuple(
+            layers.Conv(self.num_classes, size, stride, name=f"b{size}")(images)
+            for size, stride in self.fields
+        )
+
+
+class TinyMultiScaleAnchorNet(TinyScales):
+    """The same with the patches of 2020, and two convolutions to see them."""
+
+    fields = tuple(ReceptiveField(size, 8) for size in (63, 95, 111))
+    field = fields[1]
+
+    def _evidence(self, images):
+        x = layers.Conv(4, 7, 8, name="stem")(images)
+        return tuple(
+            layers.Conv(self.num_classes, (size - 7) // 8 + 1, name=f"b{size}")(x)
+            for size, _ in self.fields
+        )
+
+
+class TinyAnchorNet(TinyMultiScaleAnchorNet):
+    """The same with the patches of 2022."""
+
+    fields = (TinyMultiScaleAnchorNet.field,)
 
 
 def drawn(model, size, seed=0):
