@@ -9,7 +9,6 @@ Localizing Multi-scale Semantic Patches (2020), Sec. 3.2 and 3.3; 2022, Eq. 2.
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 
 
 class Attribution(NamedTuple):
@@ -42,8 +41,8 @@ def attribution(model, variables, images: jax.Array, classes=None) -> Attributio
       images: [B, H, W, 3], normalised.
       classes: [B] int32; the predicted ones by default.
     """
-    logits, out = model.apply(variables, images)
+    _, out = model.apply(variables, images)
+    logits, branch = model.classify(variables, out)
     if classes is None:
         classes = logits.argmax(-1)
-    branch = out.get("branch", jnp.zeros_like(logits[:, 0], jnp.int32))
     return Attribution(classes, branch, model.contributions(variables, out, classes))

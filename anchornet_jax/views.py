@@ -70,8 +70,8 @@ def localize(
         selections = patches.preset(preset, sizes)
     else:
         selections = [patches.Selection(k, iou_threshold, 1.0)] * len(sizes)
-    logits, out = model.apply(variables, normalise(images))
-    chosen = out.get("branch", jnp.zeros_like(logits[:, 0], jnp.int32))
+    _, out = model.apply(variables, normalise(images))
+    logits, chosen = model.classify(variables, out)
     if branch:
         chosen = jnp.full_like(chosen, branch_index(model, branch))
     maps = model.contributions(variables, out, logits.argmax(-1))

@@ -74,6 +74,17 @@ def test_heatmap_adds_up_to_the_logit():
     )
 
 
+def test_contributions_are_the_heatmap():
+    """In the units of the logit, whether the last layers or the mean come first."""
+    _, model, variables, images, logits, features = parity()
+    _, out = jax.jit(model.apply)(variables, images)
+    classes = logits.argmax(-1)
+    (maps,) = model.contributions(variables, out, classes)
+    heatmap = model.heatmap(variables, features, classes) * features.shape[-1]
+    bias = variables["params"]["fc"]["bias"][classes]
+    close(maps, heatmap + bias[:, None, None])
+
+
 @pytest.mark.parametrize("shape", [(95, 95), (95, 131), (224, 103)])
 def test_any_size_from_the_field_up(shape):
     model = models.create("anchornet", num_classes=3)

@@ -1,13 +1,22 @@
 """The localiser of 2020: its tables, its decision, its preset selections, its claims."""
 
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from anchornet_jax import attribution, flops, learning, models, patches, receptive_field
+from anchornet_jax import (
+    attribution,
+    flops,
+    learning,
+    models,
+    patches,
+    receptive_field,
+    views,
+)
 from anchornet_jax.models import multiscale
 from tests import tiny
 
@@ -82,19 +91,46 @@ def applied(name):
     @jax.jit
     def run(variables, images):
         found = attribution.attribution(model, variables, images, CLASSES)
-        return *model.apply(variables, images), found
+        logits, out = model.apply(variables, images)
+        return logits, out, found, model.classify(variables, out)
 
     return run(variables, images)
 
 
 def test_logits_are_those_of_the_chosen_branch():
-    logits, out, _ = applied(NAME)
+    logits, out, *_ = applied(NAME)
     grids = [maps.shape for maps in out["evidence"]]
     assert grids == [(3, 8, 8, 4), (3, 4, 4, 4), (3, 2, 2, 4)]  # (119 - RF) // 8 + 1
     classes, branch = multiscale.decide(jax.nn.softmax(out["branch_logits"]))
     np.testing.assert_array_equal(branch, out["branch"])
     np.testing.assert_array_equal(classes, logits.argmax(-1))
     np.testing.assert_allclose(logits, out["branch_logits"][np.arange(3), branch])
+
+
+@pytest.mark.parametrize("name", [NAME, "anchornet"])
+def test_averaging_before_the_classifier_changes_nothing(name):
+    logits, out, _, (own, branch) = applied(name)
+    np.testing.assert_allclose(own, logits, rtol=1e-4, atol=1e-5)
+    np.testing.assert_array_equal(branch, out.get("branch", np.zeros(3)))
+
+
+def test_contributions_are_the_evidence():
+    _, out, found, _ = applied(NAME)
+    for maps, wanted in zip(found.contributions, out["evidence"]):
+        wanted = np.asarray(wanted)[np.arange(3), :, :, CLASSES]
+        np.testing.assert_allclose(maps, wanted, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", [NAME, "anchornet"])
+def test_localisation_computes_no_map_of_all_channels(name):
+    """Of all 77 classes or 512 features: XLA drops what only `__call__` returns."""
+    model = models.create(name, num_classes=77)
+    variables = jax.eval_shape(lambda: tiny.drawn(model, SIDE))
+    images = jax.ShapeDtypeStruct((2, SIDE, SIDE, 3), jnp.uint8)
+    localize = jax.jit(functools.partial(views.localize, model))
+    text = localize.lower(variables, images).compile().as_text()
+    maps = re.findall(r"f32\[2,(?!1,1)\d+,\d+,(\d+)\]", text)
+    assert maps and not {"77", "512"} & set(maps)
 
 
 def test_attention_is_equations_1_to_5():
@@ -185,7 +221,7 @@ def test_unknown_preset(name, branches, message):
 
 @pytest.mark.parametrize("name", ["anchornet", NAME])
 def test_contributions_add_up_to_the_logit(name):
-    logits, out, found = applied(name)
+    logits, out, found, _ = applied(name)
     branches = out.get("branch_logits", logits[:, None])  # [B, branches, N]
     assert len(found.contributions) == branches.shape[1]
     for j, contributions in enumerate(found.contributions):

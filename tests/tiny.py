@@ -8,7 +8,6 @@ from flax import linen as nn
 
 from anchornet_jax import models
 from anchornet_jax.models import layers, multiscale
-from anchornet_jax.models.multiscale import MultiScaleAnchorNet
 from anchornet_jax.receptive_field import ReceptiveField
 from configs import common
 
@@ -46,7 +45,20 @@ class TinyScales(nn.Module):
 
     fields = tuple(ReceptiveField(size, 4) for size in (12, 20, 28))
     field = fields[1]
-    contributions = staticmethod(MultiScaleAnchorNet.contributions)
+
+    @staticmethod
+    def contributions(variables, out, classes):
+        """Return the evidence for one class per image, of each branch."""
+        index = classes[:, None, None, None]
+        return tuple(
+            jnp.take_along_axis(maps, index, -1)[..., 0] for maps in out["evidence"]
+        )
+
+    @staticmethod
+    def classify(variables, out):
+        """Return logits and branch."""
+        logits, branch = out["branch_logits"], out["branch"]
+        return jnp.take_along_axis(logits, branch[:, None, None], 1)[:, 0], branch
 
     @nn.compact
     def __call__(self, images, *, train=False):
