@@ -149,7 +149,7 @@ class AnchorNet(nn.Module):
         kernel, bias = params["exp_conv"]["kernel"][0, 0], params["exp_conv"]["bias"]
         pooled = out["extracted"].mean((1, 2), dtype=jnp.float32) @ kernel + bias[None]
         logits = pooled @ params["fc"]["kernel"] + params["fc"]["bias"][None]
-        return logits, jnp.zeros(len(logits), jnp.int32)
+        return logits, jnp.zeros(logits.shape[:1], jnp.int32)
 
     @staticmethod
     def heatmap(variables, features: jax.Array, classes: jax.Array) -> jax.Array:
