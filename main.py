@@ -62,7 +62,7 @@ def main(argv):
     import jax
     import tensorflow as tf
 
-    from anchornet_jax import parallel, pipeline, predict, preemption
+    from anchornet_jax import memory, parallel, pipeline, predict, preemption
 
     tf.config.set_visible_devices([], "GPU")
     tf.config.set_visible_devices([], "TPU")
@@ -76,6 +76,8 @@ def main(argv):
             jax.process_index(),
             jax.process_count(),
         )
+        if jax.default_backend() == "cpu":
+            memory.keep()
         workdir = WORKDIR.value or f"runs/{CONFIG.value.program}"
         pipeline.run(CONFIG.value, workdir)
     except ValueError as error:

@@ -2,7 +2,8 @@
 
 The rules of a budgeted curve, on real images, through the engine (`inference`) with its
 full batches; beside them every image with the same number of inputs, and one network on
-the full image. All are run in turn, several times, and the medians are kept.
+the full image, which is given what the engine has: one device, variables that are there
+already, BatchNorm folded. All are run in turn, several times, and the medians are kept.
 """
 
 import statistics
@@ -13,7 +14,7 @@ import jax
 import numpy as np
 from absl import logging
 
-from anchornet_jax import inference, sequence, stopping, views
+from anchornet_jax import folding, inference, sequence, stopping, views
 
 REPEATS = 3
 
@@ -49,7 +50,11 @@ def measure(
     """
     fixed = [stopping.fixed(t, method.inputs) for t in range(1, method.inputs + 1)]
     classifier = inference.Classifier(
-        method, fixed[-1], image_size=images.shape[1], batch_size=batch_size
+        method,
+        fixed[-1],
+        image_size=images.shape[1],
+        batch_size=batch_size,
+        devices=jax.local_devices()[:1],
     )
 
     def run(rule):
@@ -80,6 +85,8 @@ def _seconds(function: Callable) -> float:
 
 def _full_image(network, images, batch_size) -> Callable:
     """Return a function that classifies the images whole, one batch after the other."""
+    network = folding.fold(network, images.shape[1])
+    variables = jax.device_put(network.variables)
 
     @jax.jit
     def predict(variables, batch):
@@ -88,7 +95,7 @@ def _full_image(network, images, batch_size) -> Callable:
 
     def run():
         found = [
-            predict(network.variables, images[start : start + batch_size])
+            predict(variables, images[start : start + batch_size])
             for start in range(0, len(images), batch_size)
         ]
         jax.block_until_ready(found)

@@ -12,6 +12,7 @@ LAYERS = [  # lower never imports higher
         "receptive_field",
         "files",
         "flops",
+        "memory",
         "published",
         "photos",
     },
