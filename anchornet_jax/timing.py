@@ -3,7 +3,8 @@
 The rules of a budgeted curve, on real images, through the engine (`inference`) with its
 full batches; beside them every image with the same number of inputs, and one network on
 the full image, which is given what the engine has: one device, variables that are there
-already, BatchNorm folded. All are run in turn, several times, and the medians are kept.
+already, BatchNorm folded. All are run several times, in a changing order, and the medians
+are kept.
 """
 
 import statistics
@@ -67,9 +68,10 @@ def measure(
     for way in ways[len(rules) :]:
         way()  # compiles
     times = [[] for _ in ways]
+    rng = np.random.default_rng(0)
     for _ in range(REPEATS):
-        for way, taken in zip(ways, times):
-            taken.append(_seconds(way))
+        for place in rng.permutation(len(ways)):  # no two always follow each other
+            times[place].append(_seconds(ways[place]))
     per_image = [1e3 * statistics.median(taken) / len(images) for taken in times]
     whole = None if full is None else per_image.pop()
     logging.info("measured %d images at %d budgets", len(images), len(rules))
