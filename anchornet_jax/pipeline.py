@@ -73,7 +73,6 @@ def convert(config, directory) -> dict:
         "num_classes": classes,
         "parameters": flops.parameters(variables),
     }
-    logging.info("wrote %s: %s", target, result)
     return result
 
 
@@ -172,6 +171,10 @@ def run_stage(config, directory) -> dict:
     result = STAGES[config.program](config, directory)
     result["seconds"] = round(time.monotonic() - begun, 1)
     workdir.finish(directory, result)
+    if jax.process_index() == 0:
+        logging.info(
+            "%s: wrote %s in %.0f s", config.program, directory, result["seconds"]
+        )
     return result
 
 
