@@ -62,7 +62,8 @@ def main(argv):
     import jax
     import tensorflow as tf
 
-    from anchornet_jax import memory, parallel, pipeline, predict, preemption
+    from anchornet_jax.programs import pipeline, predict
+    from anchornet_jax.runtime import memory, parallel, preemption
 
     tf.config.set_visible_devices([], "GPU")
     tf.config.set_visible_devices([], "TPU")

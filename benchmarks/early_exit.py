@@ -27,8 +27,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from anchornet_jax import files, flops, inference, models, sequence, views
-from anchornet_jax.models import Network
+from anchornet_jax import models
+from anchornet_jax.inference import engine
+from anchornet_jax.methods import anchornet, views
+from anchornet_jax.models import Network, multiply_adds
+from anchornet_jax.runtime import files
 
 RESULTS = pathlib.Path(__file__).parent / "results" / "early_exit.json"
 INPUTS, CLASSES = 5, 1000
@@ -80,9 +83,9 @@ class Contest:
 
     def __init__(self, name, dtype, options):
         """Compile everything."""
-        anchornet = network("anchornet", options.size, 0, dtype)
-        backbone = network(name, anchornet.model.field.size, 1, dtype)
-        self.method = sequence.Sequence(anchornet, backbone, backbone, INPUTS, 0.3)
+        localizer = network("anchornet", options.size, 0, dtype)
+        backbone = network(name, localizer.model.field.size, 1, dtype)
+        self.method = anchornet.Sequence(localizer, backbone, backbone, INPUTS, 0.3)
         self.size, self.batch = options.size, options.batch
         shape = (options.images, self.size, self.size, 3)
         self.images = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
@@ -90,7 +93,7 @@ class Contest:
             self.images = jax.device_put(self.images)
         self.rules = {ENGINE: Drawn([0, 0, 0, 0, 1.0])}
         self.rules |= {name: Drawn(shares) for name, shares in SHARES.items()}
-        self.engine = inference.Classifier(
+        self.engine = engine.Classifier(
             self.method,
             self.rules[ENGINE],
             image_size=self.size,
@@ -98,7 +101,7 @@ class Contest:
             devices=jax.local_devices()[:1],
         )
         self.table_step = jax.jit(
-            sequence.make_table_step(self.method, random=False, seed=0)
+            anchornet.make_table_step(self.method, random=False, seed=0)
         )
         self.full_step = jax.jit(
             lambda v, batch: backbone.model.apply(v, views.normalise(batch["image"]))[
@@ -142,7 +145,7 @@ class Contest:
         """Return the mean multiply-adds per image of one way."""
         macs = np.array(self.method.macs(self.size), float)
         if key == FULL:
-            return flops.model_macs(self.method.patches.model, self.size)
+            return multiply_adds.model_macs(self.method.patches.model, self.size)
         return macs[-1] if key == PLAIN else float(macs[result.exit].mean())
 
 

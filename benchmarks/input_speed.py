@@ -22,7 +22,8 @@ import numpy as np
 import tensorflow as tf
 from PIL import Image
 
-from anchornet_jax import data, files
+from anchornet_jax.data import loading
+from anchornet_jax.runtime import files
 
 RESULTS = pathlib.Path(__file__).parent / "results" / "input_speed.json"
 SIZE = (500, 375)  # pixels, width and height
@@ -51,7 +52,7 @@ def write_tar(path, files: dict[str, bytes]) -> None:
             archive.addfile(entry, io.BytesIO(content))
 
 
-def prepare(directory: pathlib.Path, images: int) -> data.Source:
+def prepare(directory: pathlib.Path, images: int) -> loading.Source:
     """Make imagenet2012 from archives that hold `images` training images."""
     rng = np.random.default_rng(0)
     drawn = [photo(rng) for _ in range(min(images, 256))]  # drawing is slow
@@ -62,17 +63,17 @@ def prepare(directory: pathlib.Path, images: int) -> data.Source:
     write_tar(directory / "ILSVRC2012_img_train.tar", {"n01440764.tar": archive})
     validation = {"ILSVRC2012_val_00000001.JPEG": drawn[0]}
     write_tar(directory / "ILSVRC2012_img_val.tar", validation)
-    return data.prepare(
+    return loading.prepare(
         "imagenet2012", data_dir=str(directory), manual_dir=str(directory)
     )
 
 
-def measure(source: data.Source, images: int, batch_size: int) -> dict[str, float]:
+def measure(source: loading.Source, images: int, batch_size: int) -> dict[str, float]:
     """Return images per second, and per second of processor time.
 
     The second does not depend on what else the machine does.
     """
-    batches = data.training(source, "train", batch_size=batch_size, seed=0)
+    batches = loading.training(source, "train", batch_size=batch_size, seed=0)
     next(batches)  # opens files, fills buffers
     steps = images // batch_size
     begun, worked = time.perf_counter(), time.process_time()

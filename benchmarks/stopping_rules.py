@@ -3,7 +3,7 @@
     python benchmarks/stopping_rules.py --table table.npz --cost 0.79 1.64 2.43
     python benchmarks/stopping_rules.py --table densenet201_imagenet_exits.npz --authors
 
-Needs NumPy alone. The table is one that `exits.ExitTable.load` reads. Its images are
+Needs NumPy alone. The table is one that `exit_table.ExitTable.load` reads. Its images are
 halved at random; each half serves to fit and the other to score, for several seeds.
 Prints held-out accuracy by budget and rule, averaged over the splits, and writes the
 averages to results/stopping_rules.json beside this file. The rules that the package does
@@ -15,7 +15,8 @@ import pathlib
 
 import numpy as np
 
-from anchornet_jax import exits, files, fitting, stopping
+from anchornet_jax.inference import exit_table, fitting, stopping
+from anchornet_jax.runtime import files
 
 RESULTS = pathlib.Path(__file__).parent / "results" / "stopping_rules.json"
 # Accuracy by mean cost in G of the thresholds that the authors of the 2022 paper set by
@@ -32,7 +33,7 @@ TEMPERATURES = np.geomspace(0.5, 10, 60)
 TINY = 1e-6  # keeps log odds finite
 
 
-def calibrated(table: exits.ExitTable):
+def calibrated(table: exit_table.ExitTable):
     """Yield rules with one threshold for all exits, on calibrated confidence.
 
     Temperature scaling (Guo et al., 2017) of the log odds of the confidence, fitted per
@@ -115,7 +116,7 @@ RULES = {
 }
 
 
-def score(table: exits.ExitTable, budgets, seeds: int) -> dict[str, dict]:
+def score(table: exit_table.ExitTable, budgets, seeds: int) -> dict[str, dict]:
     """Return {accuracy, mean_cost} by rule, [budgets] each, averaged over splits."""
     found = {name: [] for name in RULES}
     for seed in range(seeds):
@@ -149,11 +150,11 @@ def main() -> None:
     options = parser.parse_args()
     if options.authors:
         cost, unit = AUTHORS_COST, "G multiply-adds"
-        whole = exits.ExitTable.load(options.table, cost=np.arange(1.0, 7))
+        whole = exit_table.ExitTable.load(options.table, cost=np.arange(1.0, 7))
         table = whole.select(exits=5).with_cost(cost, unit)
         budgets = list(AUTHORS)
     else:
-        table = exits.ExitTable.load(
+        table = exit_table.ExitTable.load(
             options.table, cost=options.cost, unit=options.unit
         )
         budgets = options.budgets or np.geomspace(*table.cost[[0, -1]], 12)[1:].tolist()

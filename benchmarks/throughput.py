@@ -21,7 +21,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from anchornet_jax import files, flops, learning, models, parallel, views
+from anchornet_jax import models
+from anchornet_jax.methods import views
+from anchornet_jax.models import multiply_adds
+from anchornet_jax.runtime import files, parallel
+from anchornet_jax.training import train_step
 
 RESULTS = pathlib.Path(__file__).parent / "results" / "throughput.json"
 VIEWS = ("full", "resized", "patches")  # the trainings: Stage I, glance, patches
@@ -68,11 +72,11 @@ def step_macs(name: str, view: str, size: int) -> int:
     localizer = models.create("anchornet", NUM_CLASSES)
     network = models.create(name, NUM_CLASSES)
     if view == "full":
-        return 3 * flops.model_macs(network, size)
-    once = 3 * flops.model_macs(network, localizer.field.size)
+        return 3 * multiply_adds.model_macs(network, size)
+    once = 3 * multiply_adds.model_macs(network, localizer.field.size)
     if view == "resized":
         return once
-    return K * once + flops.model_macs(localizer, size)
+    return K * once + multiply_adds.model_macs(localizer, size)
 
 
 def steps_per_second(name, view, dtype, devices, options) -> float:
@@ -81,7 +85,7 @@ def steps_per_second(name, view, dtype, devices, options) -> float:
     model = models.create(name, NUM_CLASSES, dtype=dtype, axis_name=parallel.AXIS)
     optimizer = optax.sgd(0.1, 0.9)
     size = options.size if view == "full" else localizer.field.size
-    state = learning.create_state(model, optimizer, size, 0)
+    state = train_step.create_state(model, optimizer, size, 0)
     frozen = None
     if view == "patches":
         frozen = jax.jit(localizer.init)(
@@ -89,7 +93,7 @@ def steps_per_second(name, view, dtype, devices, options) -> float:
         )
     seen = views.make(view, localizer, k=K)
     step = parallel.train_step(
-        learning.make_train_step(model, seen, optimizer, 0), devices
+        train_step.make_train_step(model, seen, optimizer, 0), devices
     )
     state, frozen = parallel.replicate((state, frozen), devices)
     rng = np.random.default_rng(0)

@@ -18,9 +18,12 @@ import jax.numpy as jnp
 import optax
 from flax import linen as nn
 
-from anchornet_jax import files, learning, models, parallel, views
+from anchornet_jax import models
+from anchornet_jax.methods import views
 from anchornet_jax.models import layers
 from anchornet_jax.models.anchornet import EXTRACTOR, AnchorNet
+from anchornet_jax.runtime import files, parallel
+from anchornet_jax.training import train_step
 
 RESULTS = pathlib.Path(__file__).parent / "results" / "training_step.json"
 
@@ -42,11 +45,11 @@ def network(batch: int, size: int) -> dict:
     """Return the forward pass, the gradient and the whole step of AnchorNet."""
     model = AnchorNet(1000, axis_name=parallel.AXIS)
     optimizer = optax.sgd(0.1, 0.9)
-    state = learning.create_state(model, optimizer, size, 0)
+    state = train_step.create_state(model, optimizer, size, 0)
     view = views.make("full", model)
     step = jax.jit(
         jax.vmap(
-            learning.make_train_step(model, view, optimizer, 0),
+            train_step.make_train_step(model, view, optimizer, 0),
             in_axes=(None, None, 0),
             out_axes=None,
             axis_name=parallel.AXIS,

@@ -30,8 +30,8 @@ def key():
 @pytest.fixture(scope="session")
 def data_dir(tmp_path_factory):
     """Return a TFDS directory with `plates/small`, generated once per session."""
-    from anchornet_jax import data
+    from anchornet_jax.data import loading
 
     directory = str(tmp_path_factory.mktemp("tfds"))
-    data.prepare("plates/small", data_dir=directory)
+    loading.prepare("plates/small", data_dir=directory)
     return directory

@@ -7,16 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from anchornet_jax import (
-    analyses,
-    data,
-    gallery,
-    models,
-    networks,
-    patches,
-    pipeline,
-    views,
-)
+from anchornet_jax import models
+from anchornet_jax.data import loading
+from anchornet_jax.figures import figures_2020
+from anchornet_jax.methods import patches, views
+from anchornet_jax.programs import analyses_2020, pipeline
+from anchornet_jax.runtime import networks
 from tests import tiny as tiny_networks
 from tests.tiny import tiny  # noqa: F401
 
@@ -28,7 +24,7 @@ def test_cover():
     rng = np.random.default_rng(0)
     corners = rng.integers(0, 20, (4, 3, 2)).astype(np.int32)
     valid, size = rng.random((4, 3)) < 0.7, np.array([3, 5, 8, 5])
-    found = analyses.cover(
+    found = analyses_2020.cover(
         jnp.asarray(corners), jnp.asarray(valid), jnp.asarray(size), 24, 30
     )
     for b in range(4):
@@ -42,7 +38,7 @@ def test_cover():
 def test_edges_of_a_step_and_of_nothing():
     images = np.full((2, 8, 9, 3), 100, np.uint8)
     images[0, :, 5:] = 180
-    found = np.asarray(analyses.edges(images))
+    found = np.asarray(analyses_2020.edges(images))
     wanted = np.zeros((2, 8, 9))
     wanted[0, :, 4:6] = 4 * 80  # Sobel: 1 + 2 + 1 times the step, on both sides of it
     np.testing.assert_allclose(found, wanted, atol=1e-3)
@@ -53,7 +49,7 @@ def config(data_dir, tmp_path, monkeypatch, tiny):  # noqa: F811
     """Return a config of `analyses` on 32 images, with random networks."""
     monkeypatch.setitem(models.MODELS, "scales", (tiny_networks.TinyScales, {}))
     known = {size: patches.Selection(2, 0.5, 0.5) for size in SIZES}
-    monkeypatch.setitem(patches.PRESETS, analyses.SEPARATE, known)
+    monkeypatch.setitem(patches.PRESETS, analyses_2020.SEPARATE, known)
     config = tiny_networks.config(data_dir, program="analyses", batch_size=8)
     config.data.image_size, config.inputs = SIDE, 3
     for seed, name in enumerate(("anchornet", "full_image"), 3):
@@ -67,8 +63,8 @@ def config(data_dir, tmp_path, monkeypatch, tiny):  # noqa: F811
 
 def test_program(config, tmp_path):
     summary = pipeline.run_stage(config, tmp_path / "run")
-    source = data.prepare(**config.data)
-    batches = list(data.evaluation(source, "test", batch_size=8))
+    source = loading.prepare(**config.data)
+    batches = list(loading.evaluation(source, "test", batch_size=8))
     images = np.concatenate([b["image"].reshape(-1, SIDE, SIDE, 3) for b in batches])
     label = np.concatenate([b["label"].reshape(-1) for b in batches])
     localizer, full = (
@@ -113,8 +109,8 @@ def test_the_centre_is_the_centre(config):
     images = np.zeros((2, 62, 62, 3), np.uint8)  # grids of 13, 11 and 9: odd
     _, out = localizer.model.apply(localizer.variables, views.normalise(images))
     evidence = [maps[..., 0] for maps in out["evidence"]]
-    maps = analyses._heatmaps(localizer.model, evidence, images, jax.random.key(0))
-    assert set(maps) == set(gallery.LOCALIZERS)
+    maps = analyses_2020._heatmaps(localizer.model, evidence, images, jax.random.key(0))
+    assert set(maps) == set(figures_2020.LOCALIZERS)
     for field, heatmap in zip(localizer.model.fields, maps["centre"]):
         corners, _ = patches.select(heatmap, field, k=1)
         grid = field.grid(62, 62)[0]
@@ -137,5 +133,5 @@ def test_bad_config_writes_nothing(config, tmp_path, key, value, message):
         networks.save(value, {"name": "anchornet", "num_classes": 10}, variables)
     config.networks[key] = value
     with pytest.raises(ValueError, match=message):
-        analyses.analyses(config, tmp_path / "run")
+        analyses_2020.analyses(config, tmp_path / "run")
     assert not (tmp_path / "run").exists()

@@ -7,7 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from anchornet_jax import models, patches, torch_import
+from anchornet_jax import models
+from anchornet_jax.methods import patches
+from anchornet_jax.runtime import torch_import
 from tests.golden import recipe
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"

@@ -18,7 +18,7 @@ import orbax.checkpoint as ocp
 import pytest
 from flax.training import train_state
 
-from anchornet_jax import checkpoint
+from anchornet_jax.runtime import checkpoint
 
 # Children start in milliseconds: they are forked off a server that has imported this.
 SERVER = multiprocessing.get_context("forkserver")

@@ -6,7 +6,9 @@ import re
 
 import pytest
 
-from anchornet_jax import models, pipeline, views
+from anchornet_jax import models
+from anchornet_jax.methods import views
+from anchornet_jax.programs import pipeline
 from configs import common
 
 ROOT = pathlib.Path(__file__).parent.parent

@@ -5,7 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from anchornet_jax import networks, pipeline, torch_import, train
+from anchornet_jax.programs import pipeline
+from anchornet_jax.runtime import networks, torch_import
+from anchornet_jax.training import train
 from configs import convert
 from tests.tiny import config as tiny_config
 from tests.tiny import tiny  # noqa: F401

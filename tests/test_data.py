@@ -9,7 +9,7 @@ import tensorflow_datasets as tfds
 from absl import logging
 from PIL import Image
 
-from anchornet_jax import data, decode
+from anchornet_jax.data import decode, loading
 
 AS_IS = {"augment": "none", "flip": False, "resize": 0}
 
@@ -17,7 +17,7 @@ AS_IS = {"augment": "none", "flip": False, "resize": 0}
 @pytest.fixture
 def source(data_dir):
     """Return the small embedded data set, as it is."""
-    return data.prepare("plates/small", data_dir=data_dir, **AS_IS)
+    return loading.prepare("plates/small", data_dir=data_dir, **AS_IS)
 
 
 def flat(batches, name):
@@ -27,7 +27,7 @@ def flat(batches, name):
 
 @pytest.mark.parametrize("batch_size", [4, 12, 32, 100])
 def test_evaluation_counts_every_image_once(source, batch_size):
-    batches = list(data.evaluation(source, "test", batch_size=batch_size))
+    batches = list(loading.evaluation(source, "test", batch_size=batch_size))
     devices = jax.local_device_count()
     for batch in batches:
         assert batch["image"].shape == (devices, batch_size // devices, 224, 224, 3)
@@ -49,8 +49,10 @@ def test_evaluation_counts_every_image_once(source, batch_size):
 
 @pytest.mark.parametrize("first_step", [1, 7, 8, 19])
 def test_training_continues_where_it_stopped(source, first_step):
-    whole = data.training(source, "train", batch_size=8, seed=3)
-    rest = data.training(source, "train", batch_size=8, seed=3, first_step=first_step)
+    whole = loading.training(source, "train", batch_size=8, seed=3)
+    rest = loading.training(
+        source, "train", batch_size=8, seed=3, first_step=first_step
+    )
     for one, other in zip(
         itertools.islice(whole, first_step, first_step + 3), itertools.islice(rest, 3)
     ):
@@ -59,7 +61,7 @@ def test_training_continues_where_it_stopped(source, first_step):
 
 
 def test_an_epoch_is_every_image_once_in_a_new_order(source):
-    stream = data.training(source, "train", batch_size=8, seed=0)
+    stream = loading.training(source, "train", batch_size=8, seed=0)
     epochs = [list(itertools.islice(stream, 8)) for _ in range(2)]
     sums = [flat(e, "image").astype(int).sum((1, 2, 3)) for e in epochs]
     assert sorted(sums[0]) == sorted(sums[1]) and len(set(sums[0])) == 64
@@ -67,13 +69,17 @@ def test_an_epoch_is_every_image_once_in_a_new_order(source):
 
 
 def test_augmentation_is_random_and_repeatable(data_dir):
-    source = data.prepare("plates/small", data_dir=data_dir, image_size=96, resize=128)
-    first = [next(data.training(source, "train", batch_size=8, seed=0)) for _ in "ab"]
-    other = next(data.training(source, "train", batch_size=8, seed=1))
+    source = loading.prepare(
+        "plates/small", data_dir=data_dir, image_size=96, resize=128
+    )
+    first = [
+        next(loading.training(source, "train", batch_size=8, seed=0)) for _ in "ab"
+    ]
+    other = next(loading.training(source, "train", batch_size=8, seed=1))
     np.testing.assert_array_equal(first[0]["image"], first[1]["image"])
     assert first[0]["image"].shape[2:] == (96, 96, 3)
     assert not (first[0]["image"] == other["image"]).all()
-    evaluated = next(data.evaluation(source, "test", batch_size=8))
+    evaluated = next(loading.evaluation(source, "test", batch_size=8))
     assert evaluated["image"].shape[2:] == (96, 96, 3)
 
 
@@ -101,30 +107,30 @@ def test_centre_moves_the_box_along():
 )
 def test_bad_data(data_dir, arguments, message):
     with pytest.raises(ValueError, match=message):
-        data.prepare(**{"name": "plates/small", "data_dir": data_dir, **arguments})
+        loading.prepare(**{"name": "plates/small", "data_dir": data_dir, **arguments})
 
 
 def test_bad_split_and_batch(source):
     with pytest.raises(ValueError, match="`split` is 'validation'; plates has"):
-        next(data.evaluation(source, "validation", batch_size=8))
+        next(loading.evaluation(source, "validation", batch_size=8))
     with pytest.raises(ValueError, match="`batch_size` is 6; .* multiple of the 4"):
-        next(data.training(source, "train", batch_size=6, seed=0))
+        next(loading.training(source, "train", batch_size=6, seed=0))
     with pytest.raises(ValueError, match="`batch_size` is 100; 'train' has 64 images"):
-        next(data.training(source, "train", batch_size=100, seed=0))
+        next(loading.training(source, "train", batch_size=100, seed=0))
 
 
 def test_images_smaller_than_asked_for(data_dir):
-    source = data.prepare(
+    source = loading.prepare(
         "plates/small", data_dir=data_dir, image_size=300, augment="none", resize=0
     )
     with pytest.raises(ValueError, match="smaller than `image_size`, 300"):
-        next(data.evaluation(source, "test", batch_size=8))
+        next(loading.evaluation(source, "test", batch_size=8))
 
 
 def test_labels_outside_the_classes(source):
     batches = tf.data.Dataset.from_tensors({"label": np.array([3, 10])})
     with pytest.raises(ValueError, match="`label` holds 10; plates has .* 0 to 9"):
-        next(data._checked(source, batches, set()))
+        next(loading._checked(source, batches, set()))
 
 
 def picture(mode="RGB", size=(120, 90), seed=0):
@@ -216,15 +222,15 @@ SMALL = {"image_size": 32, "resize": 40}
 
 
 def test_folder_of_class_folders(folder):
-    source = data.prepare(f"folder:{folder}", **SMALL)
+    source = loading.prepare(f"folder:{folder}", **SMALL)
     assert source.classes == ["ant", "bee", "wasp"]
     assert source.examples("train") == 42
     assert source.examples("train[10:]+val") == 32 + 9
-    batches = list(data.evaluation(source, "val", batch_size=4))
+    batches = list(loading.evaluation(source, "val", batch_size=4))
     mask = flat(batches, "mask")
     assert sorted(flat(batches, "label")[mask]) == [0, 0, 0, 1, 1, 1, 2, 2, 2]
     whole, first, rest = (
-        flat(data.evaluation(source, split, batch_size=4), "image")[
+        flat(loading.evaluation(source, split, batch_size=4), "image")[
             : source.examples(split)
         ]
         for split in ("train[:10]+val", "train[:10]", "val")
@@ -233,9 +239,9 @@ def test_folder_of_class_folders(folder):
 
 
 def test_folder_continues_where_it_stopped(folder):
-    source = data.prepare(f"folder:{folder}", **SMALL)
-    whole = data.training(source, "train", batch_size=8, seed=3)
-    rest = data.training(source, "train", batch_size=8, seed=3, first_step=6)
+    source = loading.prepare(f"folder:{folder}", **SMALL)
+    whole = loading.training(source, "train", batch_size=8, seed=3)
+    rest = loading.training(source, "train", batch_size=8, seed=3, first_step=6)
     for one, other in zip(itertools.islice(whole, 6, 9), itertools.islice(rest, 3)):
         np.testing.assert_array_equal(one["image"], other["image"])
         np.testing.assert_array_equal(one["label"], other["label"])
@@ -245,7 +251,7 @@ def test_folder_without_images(tmp_path):
     (tmp_path / "ant").mkdir()
     (tmp_path / "ant" / "0.jpg").write_bytes(FILES["jpeg"])
     with pytest.raises(ValueError, match="holds no SPLIT/CLASS/IMAGE"):
-        data.prepare(f"folder:{tmp_path}")
+        loading.prepare(f"folder:{tmp_path}")
 
 
 @pytest.fixture
@@ -268,10 +274,10 @@ def damaged(folder, tmp_path):
 
 
 def test_bad_images_are_an_error(damaged):
-    source = data.prepare(f"folder:{damaged}", **SMALL)
+    source = loading.prepare(f"folder:{damaged}", **SMALL)
     for batches in (
-        data.evaluation(source, "val", batch_size=4),
-        data.training(source, "train", batch_size=8, seed=0),
+        loading.evaluation(source, "val", batch_size=4),
+        loading.training(source, "train", batch_size=8, seed=0),
     ):
         with pytest.raises(ValueError, match="config.data.bad_images=skip"):
             list(itertools.islice(batches, 6))
@@ -280,11 +286,11 @@ def test_bad_images_are_an_error(damaged):
 def test_no_image_can_be_decoded(tmp_path):
     (tmp_path / "val" / "ant").mkdir(parents=True)
     (tmp_path / "val" / "ant" / "0.jpg").write_bytes(b"")
-    source = data.prepare(f"folder:{tmp_path}", bad_images="skip", **SMALL)
+    source = loading.prepare(f"folder:{tmp_path}", bad_images="skip", **SMALL)
     with pytest.raises(ValueError, match="none of the images of 'val'"):
-        list(data.evaluation(source, "val", batch_size=4))
+        list(loading.evaluation(source, "val", batch_size=4))
     with pytest.raises(ValueError, match="`batch_size` is 4; 'val' has 1 images"):
-        next(data.training(source, "val", batch_size=4, seed=0))
+        next(loading.training(source, "val", batch_size=4, seed=0))
 
 
 def warnings(monkeypatch):
@@ -296,8 +302,8 @@ def warnings(monkeypatch):
 
 def test_bad_images_are_skipped_by_evaluation(damaged, monkeypatch):
     messages = warnings(monkeypatch)
-    source = data.prepare(f"folder:{damaged}", bad_images="skip", **SMALL)
-    batches = list(data.evaluation(source, "val", batch_size=4))
+    source = loading.prepare(f"folder:{damaged}", bad_images="skip", **SMALL)
+    batches = list(loading.evaluation(source, "val", batch_size=4))
     assert len(batches) == 3  # 9 files in batches of 4, as if all were good
     mask = flat(batches, "mask")
     assert sorted(flat(batches, "label")[mask]) == [0, 0, 1, 1, 2, 2, 2]
@@ -309,20 +315,20 @@ def test_bad_images_are_skipped_by_evaluation(damaged, monkeypatch):
 def test_bad_images_are_skipped_by_training(damaged, monkeypatch):
     """The order stays exact: a batch is a function of its seed and step alone."""
     messages = warnings(monkeypatch)
-    source = data.prepare(f"folder:{damaged}", bad_images="skip", **SMALL)
+    source = loading.prepare(f"folder:{damaged}", bad_images="skip", **SMALL)
     batches = list(
-        itertools.islice(data.training(source, "train", batch_size=8, seed=0), 10)
+        itertools.islice(loading.training(source, "train", batch_size=8, seed=0), 10)
     )
     assert set(batches[0]) == {"image", "label"}
     assert flat(batches, "image").any((1, 2, 3)).all()  # none is black
     assert sum("cannot be decoded" in text for text in messages) == 3
-    rest = data.training(source, "train", batch_size=8, seed=0, first_step=7)
+    rest = loading.training(source, "train", batch_size=8, seed=0, first_step=7)
     for one, other in zip(batches[7:], itertools.islice(rest, 3)):
         np.testing.assert_array_equal(one["image"], other["image"])
 
 
 def test_a_bad_image_is_replaced_by_the_next_good_one():
     batch = {"good": np.array([0, 1, 0, 0, 1, 0], bool), "label": np.arange(6)}
-    assert data._replaced(batch)["label"].tolist() == [1, 1, 4, 4, 4, 1]
+    assert loading._replaced(batch)["label"].tolist() == [1, 1, 4, 4, 4, 1]
     with pytest.raises(ValueError, match="none of the 3 images of a batch"):
-        data._replaced({"good": np.zeros(3, bool), "label": np.arange(3)})
+        loading._replaced({"good": np.zeros(3, bool), "label": np.arange(3)})

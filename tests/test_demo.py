@@ -6,7 +6,9 @@ import pathlib
 
 import pytest
 
-from anchornet_jax import export, models, pipeline
+from anchornet_jax import models
+from anchornet_jax.inference import export
+from anchornet_jax.programs import pipeline
 from tests.test_pipeline import small_demo
 from tests.tiny import Tiny, tiny  # noqa: F401
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
-from anchornet_jax import demo_data
+from anchornet_jax.data import plates
 
 SPLITS = ("train", "calibration", "test")
 
@@ -40,11 +40,11 @@ def small(tmp_path_factory):
 @pytest.fixture(scope="module")
 def drawn():
     """300 images of the full recipe as (image, box, digit)."""
-    fonts = demo_data.FONTS["train"]
+    fonts = plates.FONTS["train"]
     drawn = []
     for i in range(300):
         rng = np.random.default_rng(i)
-        drawn.append((*demo_data.draw(rng, digit=i % 10, fonts=fonts), i % 10))
+        drawn.append((*plates.draw(rng, digit=i % 10, fonts=fonts), i % 10))
     return drawn
 
 
@@ -80,7 +80,7 @@ def test_small_has_what_it_declares(small):
 
 
 def test_full_is_the_default_and_has_12000_images():
-    full = demo_data.Plates.BUILDER_CONFIGS[0]
+    full = plates.Plates.BUILDER_CONFIGS[0]
     # Sizes: performance.md asks for 8,000 to train on; 2,000 give a standard error
     # of about one point at 70 %.
     assert (full.train, full.calibration, full.test) == (8000, 2000, 2000)
@@ -108,15 +108,13 @@ def digest():
     drawn = hashlib.sha256()
     for i in range(10):
         rng = np.random.default_rng((0, 2, i))
-        image, box = demo_data.draw(rng, digit=i, fonts=demo_data.FONTS["test"])
+        image, box = plates.draw(rng, digit=i, fonts=plates.FONTS["test"])
         drawn.update(image.tobytes() + box.tobytes())
     return drawn.hexdigest()
 
 
 def test_the_seed_changes_every_image(small, tmp_path):
-    config = demo_data.PlatesConfig(
-        name="other", train=64, calibration=1, test=1, seed=1
-    )
+    config = plates.PlatesConfig(name="other", train=64, calibration=1, test=1, seed=1)
     other = examples(build(tmp_path, config), "train")
     for ours, theirs in zip(examples(small, "train"), other, strict=True):
         assert (ours["image"] != theirs["image"]).any()
@@ -129,7 +127,7 @@ def test_a_prepared_data_set_is_reused(small):
 
 
 def test_an_example_depends_on_no_other(small, tmp_path):
-    config = demo_data.PlatesConfig(name="fewer", train=8, calibration=1, test=1)
+    config = plates.PlatesConfig(name="fewer", train=8, calibration=1, test=1)
     whole = {e["image"].tobytes() for e in examples(small, "train")}
     part = {e["image"].tobytes() for e in examples(build(tmp_path, config), "train")}
     assert len(part) == 8 and part < whole
@@ -141,7 +139,7 @@ def test_no_image_is_in_two_splits(small):
 
 
 def test_no_font_is_in_two_splits():
-    fonts = [font for split in SPLITS for font in demo_data.FONTS[split]]
+    fonts = [font for split in SPLITS for font in plates.FONTS[split]]
     assert len(fonts) == len(set(fonts))
 
 
@@ -149,7 +147,7 @@ def test_no_font_is_in_two_splits():
 def test_no_glyph_is_in_two_splits(first, second):
     # Two names may stand for one drawing (an oblique that is the italic), and an
     # outline may come back scaled: every pair is compared after stretching to one size.
-    pairs = itertools.product(demo_data.FONTS[first], demo_data.FONTS[second])
+    pairs = itertools.product(plates.FONTS[first], plates.FONTS[second])
     for (one, other), digit in itertools.product(pairs, range(10)):
         a, b = (stretched(font, digit) for font in (one, other))
         # Measured: at least 0.038 between splits; DejaVuSans and its mono sibling,
@@ -158,13 +156,13 @@ def test_no_glyph_is_in_two_splits(first, second):
 
 
 def stretched(font, digit):
-    mask = demo_data.glyph(font, digit, 96)
+    mask = plates.glyph(font, digit, 96)
     return np.asarray(mask.resize((48, 48))) / 255
 
 
-@pytest.mark.parametrize("font", [f for s in SPLITS for f in demo_data.FONTS[s]])
+@pytest.mark.parametrize("font", [f for s in SPLITS for f in plates.FONTS[s]])
 def test_a_font_has_ten_different_digits_of_one_height(font):
-    masks = [demo_data.glyph(font, digit, 40) for digit in range(10)]
+    masks = [plates.glyph(font, digit, 40) for digit in range(10)]
     assert len({mask.tobytes() for mask in masks}) == 10
     for mask in masks:
         # Rounding to a whole font size and to whole pixels.

@@ -13,7 +13,10 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from anchornet_jax import checkpoint, data, models, parallel, train, workdir
+from anchornet_jax import models
+from anchornet_jax.data import loading
+from anchornet_jax.runtime import checkpoint, parallel, workdir
+from anchornet_jax.training import train
 from tests import tiny_main
 from tests.tiny import Tiny
 
@@ -133,19 +136,21 @@ def test_hosts_with_different_configs_all_stop(data_dir, tmp_path):
 
 COUNT = """
 import json, sys
-from anchornet_jax import data, learning, outputs, parallel
+from anchornet_jax.data import collect, loading
+from anchornet_jax.runtime import parallel
+from anchornet_jax.training import train_step
 address, process, data_dir = sys.argv[1:]
 parallel.connect(address, 2, int(process))
-source = data.prepare("plates/small", data_dir=data_dir, augment="none", resize=0)
+source = loading.prepare("plates/small", data_dir=data_dir, augment="none", resize=0)
 step = parallel.predict_step(
     lambda _, batch: {"sum": batch["image"].astype(int).sum((1, 2, 3))}
 )
-found = outputs.collect(step, None, source, "test[:27]", batch_size=8, images=12)
+found = collect.collect(step, None, source, "test[:27]", batch_size=8, images=12)
 classes = parallel.predict_step(
     lambda _, batch: {"logits": batch["image"][:, 0, 0].astype(float)}
 )
-batches = data.evaluation(source, "test[:27]", batch_size=8)
-accuracy = learning.accuracy(classes, None, batches)
+batches = loading.evaluation(source, "test[:27]", batch_size=8)
+accuracy = train_step.accuracy(classes, None, batches)
 error = ""
 try:
     parallel.from_first(lambda: int("x"))
@@ -181,8 +186,10 @@ def test_every_image_counts_once(data_dir):
     assert [child.returncode for child in children] == [0, 0], printed
     found = [json.loads(out.splitlines()[-1]) for out, _ in printed]
 
-    source = data.prepare("plates/small", data_dir=data_dir, augment="none", resize=0)
-    batches = list(data.evaluation(source, "test[:27]", batch_size=8))
+    source = loading.prepare(
+        "plates/small", data_dir=data_dir, augment="none", resize=0
+    )
+    batches = list(loading.evaluation(source, "test[:27]", batch_size=8))
     rows = [parallel.gather(batch) for batch in batches]
     image, label, mask = (
         np.concatenate([row[name] for row in rows])

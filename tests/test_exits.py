@@ -5,9 +5,9 @@ import pathlib
 import numpy as np
 import pytest
 
-from anchornet_jax import exits
-from anchornet_jax.exits import NEVER
-from anchornet_jax.stopping import ALWAYS
+from anchornet_jax.inference import exit_table
+from anchornet_jax.inference.exit_table import NEVER
+from anchornet_jax.inference.stopping import ALWAYS
 
 PUBLISHED = (
     pathlib.Path(__file__).parent.parent.parent
@@ -25,7 +25,7 @@ def table(n=400, e=4, seed=0, digits=2):
     rng = np.random.default_rng(seed)
     confidence = np.round(np.sort(rng.random((n, e)), axis=1), digits)
     correct = rng.random((n, e)) < confidence
-    return exits.ExitTable(confidence, np.arange(1.0, e + 1), correct=correct)
+    return exit_table.ExitTable(confidence, np.arange(1.0, e + 1), correct=correct)
 
 
 def algorithm_1(confidence, thresholds):
@@ -40,7 +40,7 @@ def algorithm_1(confidence, thresholds):
 def test_apply_equals_algorithm_1(seed):
     data = table(seed=seed)
     thresholds = np.round(np.random.default_rng(seed).random(3), 2)
-    outcome = exits.apply(data, thresholds)
+    outcome = exit_table.apply(data, thresholds)
     wanted = [algorithm_1(row, thresholds) for row in data.confidence]
     np.testing.assert_array_equal(outcome.exit, wanted)
     rows = np.arange(400)
@@ -51,14 +51,14 @@ def test_apply_equals_algorithm_1(seed):
 
 
 def test_a_confidence_at_its_threshold_stays():
-    data = exits.ExitTable([[0.5, 0.5, 0.5]], [1, 2, 3], correct=[[1, 1, 1]])
-    assert exits.apply(data, [0.5, np.nextafter(0.5, 0)]).exit.tolist() == [1]
+    data = exit_table.ExitTable([[0.5, 0.5, 0.5]], [1, 2, 3], correct=[[1, 1, 1]])
+    assert exit_table.apply(data, [0.5, np.nextafter(0.5, 0)]).exit.tolist() == [1]
 
 
 def test_thresholds_that_all_or_none_exceed_are_anytime():
     data = table()
-    for t, row in enumerate(exits.anytime(data)):
-        outcome = exits.apply(data, [NEVER] * t + [ALWAYS] * (3 - t))
+    for t, row in enumerate(exit_table.anytime(data)):
+        outcome = exit_table.apply(data, [NEVER] * t + [ALWAYS] * (3 - t))
         assert row == {
             "inputs": t + 1,
             "accuracy": outcome.accuracy,
@@ -71,11 +71,11 @@ def test_thresholds_that_all_or_none_exceed_are_anytime():
 )
 def test_wrong_thresholds(thresholds):
     with pytest.raises(ValueError, match="`thresholds` is .*; give 3 numbers"):
-        exits.apply(table(), thresholds)
+        exit_table.apply(table(), thresholds)
 
 
 def test_select_keeps_all_columns():
-    data = exits.ExitTable(
+    data = exit_table.ExitTable(
         [[0.1, 0.2], [0.3, 0.4]], [1, 2], predicted=[[5, 6], [7, 8]], label=[6, 7]
     )
     part = data.with_cost([3, 9], "ms").select([1], exits=1)
@@ -88,7 +88,7 @@ def test_select_keeps_all_columns():
 def test_other_costs_change_nothing_else():
     data = table()
     timed = data.with_cost([0.4, 1.1, 1.5, 1.9], "ms")
-    one, other = (exits.apply(d, [0.3, 0.5, 0.7]) for d in (data, timed))
+    one, other = (exit_table.apply(d, [0.3, 0.5, 0.7]) for d in (data, timed))
     np.testing.assert_array_equal(one.exit, other.exit)
     assert other.accuracy == one.accuracy
     assert other.mean_cost == pytest.approx(one.shares @ [0.4, 1.1, 1.5, 1.9])
@@ -96,14 +96,14 @@ def test_other_costs_change_nothing_else():
 
 def test_npz_round_trip(tmp_path):
     path = tmp_path / "table.npz"
-    data = exits.ExitTable(
+    data = exit_table.ExitTable(
         [[0.1, 0.2]], [1, 2], predicted=[[5, 6]], label=[6], unit="ms"
     )
     data.save(path)
-    loaded = exits.ExitTable.load(path)
+    loaded = exit_table.ExitTable.load(path)
     for name, value in vars(data).items():
         np.testing.assert_array_equal(getattr(loaded, name), value)
-    other = exits.ExitTable.load(path, cost=[3, 4], unit="G")
+    other = exit_table.ExitTable.load(path, cost=[3, 4], unit="G")
     assert (other.cost.tolist(), other.unit) == ([3, 4], "G")
     assert [p.name for p in tmp_path.iterdir()] == ["table.npz"]
     with pytest.raises(ValueError, match="`path` is .*table.csv'; a table is saved as"):
@@ -114,7 +114,7 @@ def test_npz_round_trip(tmp_path):
 def test_csv(tmp_path, encoding):
     path = tmp_path / "table.csv"
     path.write_text(CSV, encoding=encoding)
-    data = exits.ExitTable.load(path, unit="ms")
+    data = exit_table.ExitTable.load(path, unit="ms")
     assert data.confidence.tolist() == [[0.5, 0.75], [0.25, 1]]
     assert data.correct.tolist() == [[False, True], [True, True]]
     assert (data.cost.tolist(), data.unit) == ([1, 2.5], "ms")
@@ -145,7 +145,7 @@ def test_wrong_csv(tmp_path, old, new, message):
     path = tmp_path / "table.csv"
     path.write_text(CSV.replace(old, new))
     with pytest.raises(ValueError, match=f"table.csv: .*{message}"):
-        exits.ExitTable.load(path)
+        exit_table.ExitTable.load(path)
 
 
 @pytest.mark.parametrize(
@@ -172,37 +172,37 @@ def test_wrong_columns(tmp_path, changes, message):
         "cost": [1, 2],
         "correct": [[0, 1], [1, 1]],
     }
-    exits.ExitTable(**fields)
+    exit_table.ExitTable(**fields)
     fields |= changes
     with pytest.raises(ValueError, match=message):
-        exits.ExitTable(**fields)
+        exit_table.ExitTable(**fields)
     path = tmp_path / "table.npz"
     np.savez(path, **{k: v for k, v in fields.items() if v is not None})
     with pytest.raises(ValueError, match=f"table.npz: .*{message}"):
-        exits.ExitTable.load(path)
+        exit_table.ExitTable.load(path)
 
 
 def test_files_that_are_no_tables(tmp_path):
     for name, content in {"text.npz": b"no archive", "empty.npz": b""}.items():
         (tmp_path / name).write_bytes(content)
         with pytest.raises(ValueError, match=name):
-            exits.ExitTable.load(tmp_path / name)
+            exit_table.ExitTable.load(tmp_path / name)
     with pytest.raises(ValueError, match=r"`path` is .*table.txt'; choose one of"):
-        exits.ExitTable.load(tmp_path / "table.txt")
+        exit_table.ExitTable.load(tmp_path / "table.txt")
     np.savez(tmp_path / "costless.npz", confidence=[[0.5]], correct=[[1]])
     with pytest.raises(ValueError, match="costless.npz: no cost in it"):
-        exits.ExitTable.load(tmp_path / "costless.npz")
-    assert exits.ExitTable.load(tmp_path / "costless.npz", cost=[1]).cost == [1]
+        exit_table.ExitTable.load(tmp_path / "costless.npz")
+    assert exit_table.ExitTable.load(tmp_path / "costless.npz", cost=[1]).cost == [1]
 
 
 @pytest.mark.skipif(not PUBLISHED.exists(), reason="the published table is not here")
 def test_published_table():
-    data = exits.ExitTable.load(PUBLISHED, cost=np.arange(1.0, 7))
+    data = exit_table.ExitTable.load(PUBLISHED, cost=np.arange(1.0, 7))
     # Half of the 50,000 rows; all give 70.378, 73.648, 74.530, 74.712, 74.866, 74.792 %
     # after 1 to 6 inputs (2022, Table 2 rounds the first three), of which half may be
     # off by three standard errors of the difference between the halves, 0.6 points.
     published = [0.70378, 0.73648, 0.74530, 0.74712, 0.74866, 0.74792]
     right = [17631, 18451, 18663, 18684, 18732, 18713]
-    found = [row["accuracy"] for row in exits.anytime(data)]
+    found = [row["accuracy"] for row in exit_table.anytime(data)]
     np.testing.assert_allclose(found, published, atol=0.006)
     assert found == [count / 25_000 for count in right]

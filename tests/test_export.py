@@ -9,20 +9,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from anchornet_jax import (
-    checkpoint,
-    exits,
+from anchornet_jax import models
+from anchornet_jax.inference import (
+    engine,
+    exit_table,
     export,
-    files,
     fitting,
-    inference,
-    models,
-    networks,
-    sequence,
-    steps,
+    serialised,
     stopping,
-    workdir,
 )
+from anchornet_jax.methods import anchornet
+from anchornet_jax.runtime import checkpoint, files, networks, workdir
 from configs import common
 from tests.tiny import tiny  # noqa: F401
 
@@ -56,11 +53,11 @@ def make_network(name, size, seed):
 def method():
     with pytest.MonkeyPatch.context() as patch:
         register(patch)
-        anchornet, glance, patches = (
+        localizer, glance, patches = (
             make_network(name, 95 if seed else SIZE, seed)
             for seed, name in enumerate(METHOD)
         )
-        yield sequence.Sequence(anchornet, glance, patches, 3, 0.8)
+        yield anchornet.Sequence(localizer, glance, patches, 3, 0.8)
 
 
 def register(patch):
@@ -71,7 +68,7 @@ def register(patch):
 
 def make_table(method):
     rng = np.random.default_rng(0)
-    return exits.ExitTable(
+    return exit_table.ExitTable(
         confidence=rng.random((40, 3)),
         predicted=rng.integers(0, 3, (40, 3)),
         label=rng.integers(0, 3, 40),
@@ -134,16 +131,16 @@ def steps_of(method):
     """Return the steps of networks in memory, as `predict` takes them."""
 
     def localize(variables, images):
-        found = sequence.localize(method, variables, images)
+        found = anchornet.localize(method, variables, images)
         return found.corners, found.valid, found.heatmap, found.branch
 
     def patch(variables, images, corners, branch):
-        found = sequence.patch_logits(
+        found = anchornet.patch_logits(
             method, variables, images, corners[:, None], branch
         )
         return found[:, 0]
 
-    glance = functools.partial(sequence.glance_logits, method)
+    glance = functools.partial(anchornet.glance_logits, method)
     return [
         functools.partial(jax.jit(step), method.variables())
         for step in (glance, localize, patch)
@@ -173,7 +170,8 @@ glance = jax.export.deserialize(bytearray(file.read_bytes()))
 logits = glance.call(variables["glance"], images[:2])
 assert not any(name.startswith("anchornet_jax") for name in sys.modules)
 
-from anchornet_jax import export, sequence
+from anchornet_jax.inference import export
+from anchornet_jax.methods import anchornet
 from tests import test_export
 
 def check(steps, decide):
@@ -192,7 +190,7 @@ check(steps[:3], steps.decide)
 import pytest
 test_export.register(pytest.MonkeyPatch())
 method = export.load(path).method
-check(test_export.steps_of(method), lambda *a: sequence.decide(*a, method.fuse))
+check(test_export.steps_of(method), lambda *a: anchornet.decide(*a, method.fuse))
 """
 
 
@@ -202,7 +200,7 @@ def test_same_predictions_elsewhere(method, exported, tmp_path):
     coarse = np.random.default_rng(1).integers(0, 256, (8, 8, 8, 3), np.uint8)
     images = coarse.repeat(16, 1).repeat(16, 2)[:, :SIZE, :SIZE]
     wanted = predict(
-        steps_of(method), lambda *a: sequence.decide(*a, method.fuse), images
+        steps_of(method), lambda *a: anchornet.decide(*a, method.fuse), images
     )
     assert len(np.unique(wanted["corners"], axis=0)) > 1  # images differ in something
     np.savez(tmp_path / "wanted.npz", images=images, **wanted)
@@ -240,7 +238,7 @@ def test_load(method, exported, tiny):  # noqa: F811
 def test_classifier_of_an_export(exported, tiny, rule):  # noqa: F811
     table = export.load(exported).calibration
     value = {"budget": table.cost[1], "thresholds": [0.4, 0.6], "inputs": 2}[rule]
-    classifier = inference.load(exported, **{rule: value}, batch_size=4)
+    classifier = engine.load(exported, **{rule: value}, batch_size=4)
     wanted = {
         "budget": fitting.fit(table, [table.cost[1]], "thresholds")[0].rule,
         "thresholds": stopping.ThresholdRule([0.4, 0.6]),
@@ -263,7 +261,7 @@ def test_classifier_of_an_export(exported, tiny, rule):  # noqa: F811
 )
 def test_classifier_that_cannot_be(exported, tiny, given, message):  # noqa: F811
     with pytest.raises(ValueError, match=message):
-        inference.load(exported, **given)
+        engine.load(exported, **given)
 
 
 def test_rule_of_a_budget(exported, tiny):  # noqa: F811
@@ -290,7 +288,7 @@ def test_rule_of_a_budget(exported, tiny):  # noqa: F811
 def test_budget_without_evaluation(method, tmp_path, tiny):  # noqa: F811
     export.save(tmp_path / "export", method, image_size=SIZE)
     with pytest.raises(ValueError, match="no rules .* make it with `config.evaluation"):
-        inference.load(tmp_path / "export", budget=1e9)
+        engine.load(tmp_path / "export", budget=1e9)
     with pytest.raises(ValueError, match="must be given together"):
         export.save(tmp_path / "new", method, image_size=SIZE, budgets=[budget_row(1)])
     assert not (tmp_path / "new").exists()
@@ -380,7 +378,7 @@ def test_whole_or_not_at_all(method, exported, tmp_path, tiny, monkeypatch):  # 
     path = tmp_path / "export"
     shutil.copytree(exported, path)
     before = sorted(path.rglob("*"))
-    monkeypatch.setattr(steps, "serialise", lambda *_: {"glance": b"traced"})
+    monkeypatch.setattr(serialised, "serialise", lambda *_: {"glance": b"traced"})
     with monkeypatch.context() as full:
 
         def fail(*_):
@@ -406,7 +404,7 @@ def config(method, tmp_path, tiny):  # noqa: F811
     config = common.get_config()
     config.program, config.inputs, config.data.image_size = "export", 3, SIZE
     config.view.iou_threshold, config.evaluation = 0.8, str(tmp_path / "evaluate")
-    for name in sequence.NETWORKS:
+    for name in anchornet.NETWORKS:
         network = getattr(method, name)
         config.networks[name] = str(tmp_path / name)
         networks.save(

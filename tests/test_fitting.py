@@ -5,7 +5,7 @@ import time
 import numpy as np
 import pytest
 
-from anchornet_jax import exits, fitting, stopping
+from anchornet_jax.inference import exit_table, fitting, stopping
 from benchmarks import stopping_rules
 from tests.test_exits import PUBLISHED, table
 
@@ -18,7 +18,7 @@ def halves(data, seed):
 
 
 def score(test, fitted):
-    return exits.score(test, fitted.rule.exits(test.confidence))
+    return exit_table.score(test, fitted.rule.exits(test.confidence))
 
 
 @methods
@@ -32,7 +32,7 @@ def test_budgets_are_met_and_monotone(method):
         assert fit.mean_cost <= fit.budget + 1e-9
         assert not fit.binding or fit.mean_cost > 0.99 * fit.budget
         again = stopping.from_json(fit.rule.to_json())
-        found = exits.score(data, again.exits(data.confidence))
+        found = exit_table.score(data, again.exits(data.confidence))
         assert (found.accuracy, found.mean_cost) == (fit.accuracy, fit.mean_cost)
 
 
@@ -42,7 +42,7 @@ def test_no_budget_is_worse_than_a_smaller_one(method, seed):
     """Also where accuracy falls with more exits, and chance decides."""
     rng = np.random.default_rng(seed)
     confidence = rng.random((150, 4))
-    data = exits.ExitTable(
+    data = exit_table.ExitTable(
         confidence, [1, 2, 3, 4], correct=rng.random((150, 4)) < [0.5, 0.7, 0.6, 0.5]
     )
     budgets = rng.permutation(np.linspace(1, 4.5, 30))
@@ -61,7 +61,7 @@ def test_who_knows_its_errors_spends_on_them_alone(method):
     right = np.arange(1000) % 5 < 3
     noise = np.random.default_rng(0).random(1000) / 10
     confidence = np.stack([0.1 + 0.7 * right + noise, np.full(1000, 0.9)], axis=1)
-    data = exits.ExitTable(
+    data = exit_table.ExitTable(
         confidence, [1, 3], correct=np.stack([right, np.ones(1000)], axis=1)
     )
     just, half, ample = fitting.fit(data, [1.801, 1.401, 2.5], method)
@@ -75,7 +75,7 @@ def test_thresholds_come_near_the_best_of_all():
     data = table(n=20_000, e=2, digits=9)
     calibration, test = halves(data, 0)
     for budget, fitted in zip((1.2, 1.5), fitting.fit(calibration, [1.2, 1.5])):
-        tried = [exits.apply(test, [t]) for t in np.linspace(0, 1, 201)]
+        tried = [exit_table.apply(test, [t]) for t in np.linspace(0, 1, 201)]
         best = max(o.accuracy for o in tried if o.mean_cost <= budget)
         assert score(test, fitted).accuracy > best - 0.01
 
@@ -87,7 +87,7 @@ def test_value_uses_the_history():
     # Sure at first: the third exit repairs every error of the second, else none.
     wrong = rng.random(20_000) < 0.5
     repaired = ~wrong | (first > 0.5)
-    data = exits.ExitTable(
+    data = exit_table.ExitTable(
         np.stack([first / 2, second / 2, np.ones(20_000)], axis=1),
         [1, 1.01, 2],
         correct=np.stack([np.zeros(20_000), ~wrong, repaired], axis=1),
@@ -146,9 +146,11 @@ def test_a_budget_that_cannot_be_met_names_the_cheapest(method, budget):
     [
         table(n=1),
         table(e=1),
-        exits.ExitTable(np.full((50, 3), 0.5), [1, 2, 3], correct=np.ones((50, 3))),
-        exits.ExitTable(np.ones((50, 3)), [1, 2, 3], correct=np.zeros((50, 3))),
-        exits.ExitTable(np.zeros((2, 3)), [1, 2, 3], correct=np.eye(2, 3)),
+        exit_table.ExitTable(
+            np.full((50, 3), 0.5), [1, 2, 3], correct=np.ones((50, 3))
+        ),
+        exit_table.ExitTable(np.ones((50, 3)), [1, 2, 3], correct=np.zeros((50, 3))),
+        exit_table.ExitTable(np.zeros((2, 3)), [1, 2, 3], correct=np.eye(2, 3)),
     ],
     ids=["one image", "one exit", "always right", "never right", "no confidence"],
 )
@@ -184,7 +186,7 @@ def published():
     if not PUBLISHED.exists():
         pytest.skip("the published table is not here")
     return (
-        exits.ExitTable.load(PUBLISHED, cost=np.arange(1.0, 7))
+        exit_table.ExitTable.load(PUBLISHED, cost=np.arange(1.0, 7))
         .select(exits=5)
         .with_cost(cost, "G")
     )
@@ -214,7 +216,7 @@ def test_speed():
     """39 budgets on 25,000 rows: under ten seconds, of this process's own time."""
     rng = np.random.default_rng(0)
     confidence = np.sort(rng.random((25_000, 5)), axis=1)
-    data = exits.ExitTable(
+    data = exit_table.ExitTable(
         confidence, np.arange(1.0, 6), correct=rng.random((25_000, 5)) < confidence
     )
     begun = time.process_time()

@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from anchornet_jax import folding, models
+from anchornet_jax import models
+from anchornet_jax.inference import folding
 from anchornet_jax.models import layers
-from anchornet_jax.networks import Network
+from anchornet_jax.runtime.networks import Network
 
 
 def draw(model, size):

@@ -12,17 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from anchornet_jax import (
-    exits,
-    export,
-    fitting,
-    learning,
-    models,
-    networks,
-    parallel,
-    sequence,
-    views,
-)
+from anchornet_jax import models
+from anchornet_jax.inference import exit_table, export, fitting
+from anchornet_jax.methods import anchornet, views
+from anchornet_jax.runtime import networks, parallel
+from anchornet_jax.training import train_step
 from tests.tiny import Tiny, TinyAnchorNet, drawn
 
 RESULTS = pathlib.Path(__file__).parent / "golden" / "results"
@@ -73,12 +67,14 @@ def trained(name):
     )
     where = {k: v for k, v in changes.items() if k in ("k", "iou_threshold")}
     settings = OPTIMIZER | {k: v for k, v in changes.items() if k in OPTIMIZER}
-    optimizer = learning.create_optimizer(4, **settings)
+    optimizer = train_step.create_optimizer(4, **settings)
     size = SIZE if view == "full" else own.field.size
-    state = learning.create_state(model, optimizer, size, 0, drawn(model, size, 1))
+    state = train_step.create_state(model, optimizer, size, 0, drawn(model, size, 1))
     seen = views.make(view, own, **where)
     step = parallel.train_step(
-        learning.make_train_step(model, seen, optimizer, 0, changes.get("accumulate", 1))
+        train_step.make_train_step(
+            model, seen, optimizer, 0, changes.get("accumulate", 1)
+        )
     )
     batch = {"image": images(), "label": np.arange(COUNT, dtype=np.int32) % 3}
     state, frozen = parallel.replicate((state, frozen))
@@ -122,7 +118,7 @@ def make_method():
         about = {"model": {"name": name, "num_classes": 3}, "classes": CLASSES}
         return networks.Network(model, variables, about)
 
-    return sequence.Sequence(
+    return anchornet.Sequence(
         network("tiny_anchornet", own, variables),
         network("tiny", Tiny(3), glance),
         network("tiny", Tiny(3), patch),
@@ -135,7 +131,7 @@ def table_of(method):
     """Return confidence and class at every exit."""
     step = jax.jit(
         jax.vmap(
-            sequence.make_table_step(method, random=False, seed=0),
+            anchornet.make_table_step(method, random=False, seed=0),
             (None, 0),
             axis_name=parallel.AXIS,
         )
@@ -176,7 +172,7 @@ def write():
     np.savez_compressed(RESULTS / "trained.npz", **arrays)
     method, rng = make_method(), np.random.default_rng(0)
     macs = method.macs(SIZE)
-    calibration = exits.ExitTable(
+    calibration = exit_table.ExitTable(
         confidence=rng.random((40, 3)),
         predicted=rng.integers(0, 3, (40, 3)),
         label=rng.integers(0, 3, 40),

@@ -9,7 +9,10 @@ import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from anchornet_jax import data, datasets, decode, models, networks, pipeline
+from anchornet_jax import models
+from anchornet_jax.data import datasets, decode, loading
+from anchornet_jax.programs import pipeline
+from anchornet_jax.runtime import networks
 from tests import test_readme, tiny
 
 TRAIN, VALIDATION = "ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar"
@@ -90,22 +93,22 @@ SIZE = {"image_size": 96, "resize": 110}
 def imagenet_dir(archives, tmp_path_factory):
     """Return a TFDS directory where the data set is made from the archives."""
     directory = str(tmp_path_factory.mktemp("imagenet"))
-    data.prepare("imagenet2012", data_dir=directory, manual_dir=str(archives))
+    loading.prepare("imagenet2012", data_dir=directory, manual_dir=str(archives))
     return directory
 
 
 def test_prepared_data(imagenet_dir):
     """Once made, the archives are needed no more."""
-    source = data.prepare("imagenet2012", data_dir=imagenet_dir, **SIZE)
+    source = loading.prepare("imagenet2012", data_dir=imagenet_dir, **SIZE)
     assert source.examples("train") == EACH * len(SYNSETS)
     assert source.classes == listed("labels.txt") and len(source.classes) == 1000
-    batch = next(data.training(source, "train", batch_size=32, seed=0))
+    batch = next(loading.training(source, "train", batch_size=32, seed=0))
     assert (
         batch["image"].shape == (4, 8, 96, 96, 3) and batch["image"].dtype == np.uint8
     )
     counts = np.bincount(batch["label"].ravel(), minlength=1000)
     assert [counts[source.classes.index(s)] for s in SYNSETS] == [EACH] * len(SYNSETS)
-    (batch,) = data.evaluation(source, "validation", batch_size=16)
+    (batch,) = loading.evaluation(source, "validation", batch_size=16)
     labels = batch["label"].ravel()[batch["mask"].ravel()]
     # The label of the i-th validation image is the i-th line of TFDS's list.
     wanted = listed("validation_labels.txt")[:VALIDATED]
@@ -114,7 +117,7 @@ def test_prepared_data(imagenet_dir):
 
 def test_images_are_what_pil_decodes(imagenet_dir):
     """Grey, CMYK and turned by EXIF alike; the orientation is not applied."""
-    source = data.prepare("imagenet2012", data_dir=imagenet_dir, **SIZE)
+    source = loading.prepare("imagenet2012", data_dir=imagenet_dir, **SIZE)
     records = datasets.read(source.builder, "validation").as_numpy_iterator()
     modes = set()
     for record in records:
@@ -194,7 +197,9 @@ def test_incomplete_archives(archives, tmp_path, damage, message):
     shutil.copytree(archives, directory)
     damage(directory)
     with pytest.raises(ValueError, match=message) as caught:
-        data.prepare("imagenet2012", data_dir=str(tmp_path), manual_dir=str(directory))
+        loading.prepare(
+            "imagenet2012", data_dir=str(tmp_path), manual_dir=str(directory)
+        )
     for part in ("`manual_dir` is", str(directory), TRAIN, VALIDATION, "image-net.org"):
         assert part in str(caught.value)
     assert not (tmp_path / "imagenet2012").exists()
@@ -208,9 +213,11 @@ def test_archive_cut_between_two_images(archives, tmp_path):
         member = archive.getmembers()[5]
     cut(directory / VALIDATION, member.offset)
     with pytest.raises(ValueError, match=f"{VALIDATION} is cut off"):
-        data.prepare("imagenet2012", data_dir=str(tmp_path), manual_dir=str(directory))
+        loading.prepare(
+            "imagenet2012", data_dir=str(tmp_path), manual_dir=str(directory)
+        )
 
 
 def test_archives_are_first_looked_for_beside_the_data(tmp_path):
     with pytest.raises(ValueError, match="downloads/manual', where"):
-        data.prepare("imagenet2012", data_dir=str(tmp_path))
+        loading.prepare("imagenet2012", data_dir=str(tmp_path))

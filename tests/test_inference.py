@@ -3,9 +3,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from anchornet_jax import inference, models, parallel, sequence, stopping
-from anchornet_jax.exits import NEVER
-from anchornet_jax.networks import Network
+from anchornet_jax import models
+from anchornet_jax.inference import engine, stopping
+from anchornet_jax.inference.exit_table import NEVER
+from anchornet_jax.methods import anchornet
+from anchornet_jax.runtime import parallel
+from anchornet_jax.runtime.networks import Network
 from tests.tiny import Tiny
 
 SIZE, COUNT = 127, 257
@@ -22,7 +25,7 @@ def network(model, size, seed):
 @pytest.fixture(scope="module")
 def method():
     """Return the method with random networks, four inputs."""
-    return sequence.Sequence(
+    return anchornet.Sequence(
         network(models.create("anchornet", 3), SIZE, 0),
         network(Tiny(3), 95, 1),
         network(Tiny(3), 95, 2),
@@ -47,7 +50,7 @@ def tables(method, images):
     def table(fuse):
         fused = method._replace(fuse=fuse)
         step = parallel.predict_step(
-            sequence.make_table_step(fused, random=False, seed=0)
+            anchornet.make_table_step(fused, random=False, seed=0)
         )
         variables, rows = parallel.replicate(method.variables()), []
         padded = np.concatenate([images, images[: -COUNT % 52]])
@@ -56,7 +59,7 @@ def tables(method, images):
             rows.append(parallel.gather(step(variables, batch)))
         return {k: np.concatenate([r[k] for r in rows])[:COUNT] for k in rows[0]}
 
-    return {fuse: table(fuse) for fuse in sequence.FUSE}
+    return {fuse: table(fuse) for fuse in anchornet.FUSE}
 
 
 def check(results, rule, found):
@@ -97,7 +100,7 @@ def thresholds(found, kind):
 def test_equals_the_table(method, tables, images, fuse, batch_size, in_flight, devices):
     found = tables[fuse]
     count = 20 if batch_size == 1 else COUNT
-    classifier = inference.Classifier(
+    classifier = engine.Classifier(
         method._replace(fuse=fuse),
         thresholds(found, "none leaves"),
         image_size=SIZE,
@@ -117,7 +120,7 @@ def test_equals_the_table(method, tables, images, fuse, batch_size, in_flight, d
 @pytest.fixture(scope="module")
 def compiled(method):
     """Return a small classifier on one device."""
-    return inference.Classifier(
+    return engine.Classifier(
         method,
         stopping.ThresholdRule((0.9, 0.9, 0.9)),
         image_size=SIZE,
@@ -208,7 +211,7 @@ def test_stream_is_lazy(classifier, images):
 
 def test_details(method, tables, images):
     found = tables["logits"]
-    classifier = inference.Classifier(
+    classifier = engine.Classifier(
         method,
         stopping.ThresholdRule((NEVER,) * 3),
         image_size=SIZE,
@@ -236,7 +239,7 @@ def test_milliseconds(classifier):
 
 
 def test_bfloat16(method, tables, images):
-    classifier = inference.Classifier(
+    classifier = engine.Classifier(
         method,
         stopping.fixed(4, 4),
         image_size=SIZE,
@@ -255,7 +258,7 @@ def test_stream_that_breaks(classifier, images):
         raise OSError("disk gone")
 
     results = []
-    with pytest.raises(inference.StreamError, match="item 13") as error:
+    with pytest.raises(engine.StreamError, match="item 13") as error:
         results.extend(classifier.stream(source()))
     assert len(results) == 13 and isinstance(error.value.__cause__, OSError)
 
@@ -286,4 +289,4 @@ def test_wrong_image(classifier, images, bad):
 def test_bad_arguments(method, changes, message):
     arguments = {"rule": stopping.ThresholdRule((0.5,) * 3), "image_size": SIZE}
     with pytest.raises(ValueError, match=message):
-        inference.Classifier(method, **{**arguments, **changes})
+        engine.Classifier(method, **{**arguments, **changes})

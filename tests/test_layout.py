@@ -1,66 +1,38 @@
-"""The import direction as a test: no module imports one of a higher layer."""
+"""The rooms as a test: imports go down only, and a foreign library has one door."""
 
 import ast
+import graphlib
 import pathlib
 
 import pytest
 
 ROOT = pathlib.Path(__file__).parent.parent
-LAYERS = [  # lower never imports higher
-    {
-        "__init__",
-        "receptive_field",
-        "files",
-        "flops",
-        "memory",
-        "published",
-        "photos",
-    },
-    {"patches", "exits"},
-    {"models.layers", "stopping"},
-    {
-        "fitting",
-        "models.anchornet",
-        "models.resnet",
-        "models.densenet",
-        "models.mobilenet",
-        "models.regnet",
-    },
-    {"models.multiscale"},
-    {"models.__init__"},
-    {"parallel"},
-    {
-        "attribution",
-        "views",
-        "preemption",
-        "checkpoint",
-        "demo_data",
-        "decode",
-    },
-    {"datasets", "workdir"},
-    {"data", "networks", "torch_import"},
-    {"learning", "outputs", "sequence", "folding"},
-    {"steps", "lanes", "sources"},
-    {"export"},
-    {"inference"},
-    {"timing"},
-    {"train", "evaluate", "scales", "plots", "results"},
-    {"pictures", "gallery"},
-    {"analyses", "report", "predict"},
-    {"page", "pipeline"},
+FLOORS = [  # a room imports itself and the rooms of lower floors
+    {"models"},
+    {"runtime"},
+    {"methods", "data"},
+    {"inference", "training", "figures"},
+    {"programs"},
 ]
-DOORS = {  # a foreign library has one door
-    "tensorflow": {"data", "datasets", "decode"},
-    "tensorflow_datasets": {"data", "datasets", "demo_data"},
-    "orbax": {"checkpoint"},
-    "clu": {"train", "outputs", "scales"},
-    "optax": {"learning", "train"},
-    "matplotlib": {"plots", "pictures", "gallery", "page", "demo_data"},
-    "gradio": {"page"},
-    "PIL": {"photos", "demo_data"},
-    "torch": {"torch_import"},
+DOORS = {
+    "tensorflow": {"data.loading", "data.datasets", "data.decode"},
+    "tensorflow_datasets": {"data.loading", "data.datasets", "data.plates"},
+    "orbax": {"runtime.checkpoint"},
+    "clu": {"training.train", "data.collect", "programs.table_3_2020"},
+    "optax": {"training.train_step", "training.train"},
+    "matplotlib": {
+        "figures.plots",
+        "figures.pictures",
+        "figures.figures_2020",
+        "programs.page",
+        "data.plates",
+    },
+    "gradio": {"programs.page"},
+    "PIL": {"data.photos", "data.plates"},
+    "torch": {"runtime.torch_import"},
     "ml_collections": set(),
 }
+WITHOUT_JAX = {"inference.exit_table", "inference.stopping", "inference.fitting"}
 FILES = {
     ".".join(path.relative_to(ROOT / "anchornet_jax").with_suffix("").parts): path
     for path in sorted((ROOT / "anchornet_jax").rglob("*.py"))
@@ -77,7 +49,7 @@ def imports(path):
 
 
 def ours(name):
-    """Return the layer-table name of an import of ours, None of any other."""
+    """Return the module of ours that an import names, None for any other."""
     if not name.startswith("anchornet_jax."):
         return None
     parts = name.split(".")[1:]
@@ -88,18 +60,27 @@ def ours(name):
     return "__init__"
 
 
-def test_every_module_has_a_layer():
-    placed = set().union(*LAYERS)
-    assert set(FILES) <= placed, sorted(set(FILES) - placed)
+def imported(module):
+    """Return the modules of ours that one imports."""
+    return {ours(name) for name in imports(FILES[module])} - {None, "__init__"}
+
+
+def test_every_module_is_in_a_room():
+    rooms = set().union(*FLOORS)
+    assert {module.partition(".")[0] for module in FILES} == rooms | {"__init__"}
 
 
 @pytest.mark.parametrize("module", FILES)
-def test_imports_point_down(module):
-    level = {name: i for i, layer in enumerate(LAYERS) for name in layer}
-    for name in imports(FILES[module]):
-        lower = ours(name)
-        if lower and lower != "__init__":
-            assert level[lower] < level[module], f"{module} imports {lower}"
+def test_imports_go_down(module):
+    floor = {room: i for i, rooms in enumerate(FLOORS) for room in rooms}
+    room = module.partition(".")[0]
+    for lower in imported(module):
+        other = lower.partition(".")[0]
+        assert other == room or floor[other] < floor[room], f"{module} imports {lower}"
+
+
+def test_no_module_needs_one_that_needs_it():
+    graphlib.TopologicalSorter({name: imported(name) for name in FILES}).prepare()
 
 
 @pytest.mark.parametrize("module", FILES)
@@ -109,14 +90,23 @@ def test_foreign_libraries_have_one_door(module):
         assert allowed is None or module in allowed, f"{module} imports {name}"
 
 
-def test_core_needs_neither_tensorflow_nor_torch():
-    """What inference imports must run where only jax and flax are installed."""
-    seen, waiting = set(), ["networks", "inference", "flops", "learning", "export"]
+def needed(*modules):
+    """Return what these modules import, and what that imports, with foreign names."""
+    seen, foreign, waiting = set(), set(), list(modules)
     while waiting:
         module = waiting.pop()
-        if module in seen:
-            continue
-        seen.add(module)
-        for name in imports(FILES[module]):
-            assert name.split(".")[0] not in {"tensorflow", "torch", "clu"}, module
-            waiting += [ours(name)] if ours(name) else []
+        if module not in seen:
+            seen.add(module)
+            foreign |= {name.split(".")[0] for name in imports(FILES[module])}
+            waiting += imported(module)
+    return foreign
+
+
+def test_core_needs_neither_tensorflow_nor_torch():
+    """What inference imports must run where only jax and flax are installed."""
+    foreign = needed("inference.engine", "inference.export", "training.train_step")
+    assert not foreign & {"tensorflow", "tensorflow_datasets", "torch", "clu"}
+
+
+def test_decisions_need_no_jax():
+    assert not needed(*WITHOUT_JAX) & {"jax", "flax"}

@@ -8,7 +8,10 @@ import optax
 import pytest
 from flax import linen as nn
 
-from anchornet_jax import checkpoint, learning, models, parallel, views
+from anchornet_jax import models
+from anchornet_jax.methods import views
+from anchornet_jax.runtime import checkpoint, parallel
+from anchornet_jax.training import train_step
 from tests.tiny import Tiny, tiny  # noqa: F401
 
 SGD = {
@@ -36,9 +39,9 @@ def setup(view_name="full", seed=0):
     """Return (state, step function) of a tiny network."""
     model = Tiny(3, axis_name=parallel.AXIS)
     view = views.make(view_name, models.create("anchornet", 3), k=3)
-    optimizer = learning.create_optimizer(10, **SGD)
-    state = learning.create_state(model, optimizer, 96, seed)
-    return state, learning.make_train_step(model, view, optimizer, seed)
+    optimizer = train_step.create_optimizer(10, **SGD)
+    state = train_step.create_state(model, optimizer, 96, seed)
+    return state, train_step.make_train_step(model, view, optimizer, seed)
 
 
 @pytest.mark.parametrize("view", ["full", "random"])
@@ -110,7 +113,7 @@ class Half:
 
 def test_loss_is_float32():
     view = views.make("full", models.create("anchornet", 3))
-    logits, _, _ = learning._see(
+    logits, _, _ = train_step._see(
         view, Half(), {}, np.zeros((2, 96, 96, 3), np.uint8), None, None, mutable=["x"]
     )
     assert logits.dtype == jnp.float32
@@ -129,7 +132,7 @@ def test_loss_is_float32():
 )
 def test_schedules(changes, rates):
     for step, rate in rates.items():
-        optimizer = learning.create_optimizer(
+        optimizer = train_step.create_optimizer(
             100,
             **{**SGD, "momentum": 0.0, "nesterov": False, "weight_decay": 0, **changes},
         )
@@ -149,7 +152,7 @@ def test_schedules(changes, rates):
 )
 def test_bad_schedules(changes, message):
     with pytest.raises(ValueError, match=message):
-        learning.create_optimizer(100, **{**SGD, **changes})
+        train_step.create_optimizer(100, **{**SGD, **changes})
 
 
 def test_accuracy_ignores_filling_rows():
@@ -161,7 +164,7 @@ def test_accuracy_ignores_filling_rows():
         "label": np.array([[0, 2], [2, 0]]),
         "mask": np.array([[True, True], [True, False]]),
     }
-    assert learning.accuracy(predict, None, [batch, batch]) == pytest.approx(2 / 3)
+    assert train_step.accuracy(predict, None, [batch, batch]) == pytest.approx(2 / 3)
 
 
 class Plain(nn.Module):
@@ -180,10 +183,10 @@ class Plain(nn.Module):
 def one_step(model, view_name, accumulate, count=1):
     """Return the state and the last sums of steps on four devices, 16 images each."""
     view = views.make(view_name, models.create("anchornet", 3), k=3)
-    optimizer = learning.create_optimizer(10, **SGD)
-    state = parallel.replicate(learning.create_state(model, optimizer, 96, 0))
+    optimizer = train_step.create_optimizer(10, **SGD)
+    state = parallel.replicate(train_step.create_state(model, optimizer, 96, 0))
     step = parallel.train_step(
-        learning.make_train_step(model, view, optimizer, 0, accumulate)
+        train_step.make_train_step(model, view, optimizer, 0, accumulate)
     )
     for batch in batches(count):
         state, sums = step(
@@ -207,7 +210,7 @@ def test_accumulation_normalises_each_part():
     model = Tiny(3, axis_name=parallel.AXIS)
     images = views.normalise(next(batches(1))["image"][0])
     state, sums = one_step(model, "full", 2)
-    initial = learning.create_state(model, optax.sgd(0.1), 96, 0)
+    initial = train_step.create_state(model, optax.sgd(0.1), 96, 0)
     # Four devices hold four images each; part one is the first two of each.
     parts = images.reshape(4, 2, 2, 96, 96, 3).swapaxes(0, 1).reshape(2, 8, 96, 96, 3)
     variables = {"params": initial.params, "batch_stats": initial.batch_stats}
@@ -239,10 +242,10 @@ def test_bfloat16(name, tiny):  # noqa: F811
 
 def test_first_state(tiny):  # noqa: F811
     state, _ = setup(seed=7)
-    optimizer = learning.create_optimizer(10, **SGD)
+    optimizer = train_step.create_optimizer(10, **SGD)
     variables = {"params": state.params, "batch_stats": state.batch_stats}
-    again = learning.create_state(Tiny(3), optimizer, 96, 0, variables)
+    again = train_step.create_state(Tiny(3), optimizer, 96, 0, variables)
     jax.tree.map(np.testing.assert_array_equal, again, state)
-    assert checkpoint.match(variables, learning.shapes(Tiny(3), 96)) is variables
+    assert checkpoint.match(variables, train_step.shapes(Tiny(3), 96)) is variables
     with pytest.raises(ValueError, match=r"(?s)\+ .*fc/kernel.*- .*fc/kernel"):
-        checkpoint.match(variables, learning.shapes(Tiny(4), 96))
+        checkpoint.match(variables, train_step.shapes(Tiny(4), 96))

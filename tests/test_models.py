@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from anchornet_jax import flops, models
-from anchornet_jax.models import layers, mobilenet, regnet
+from anchornet_jax import models
+from anchornet_jax.models import layers, mobilenet, multiply_adds, regnet
 
 # Parameters, and multiply-adds at 224 and at 95 pixels, all with 1000 classes. Where no
 # source is named: torchvision 0.28, its parameters summed and the multiply-adds of its
@@ -77,13 +77,14 @@ def test_parameters_and_macs(name):
         key, images
     ):  # one trace gives both, and drawing parameters multiplies none
         (logits, _), variables = model.init_with_output(key, images)
-        parameters.add(flops.parameters(variables))
+        parameters.add(multiply_adds.parameters(variables))
         return logits
 
     small = 111 if name.startswith("anchornet_multiscale") else 95
     with jax.disable_jit():  # small functions traced in line: half the time
         macs = [
-            flops.macs(run, jax.random.key(0), images(size)) for size in (224, small)
+            multiply_adds.macs(run, jax.random.key(0), images(size))
+            for size in (224, small)
         ]
     assert (*parameters, *macs) == NETWORKS[name]
 

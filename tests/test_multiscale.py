@@ -8,16 +8,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from anchornet_jax import (
+from anchornet_jax import models
+from anchornet_jax.methods import patches, views
+from anchornet_jax.models import (
+    anchornet_2020,
     attribution,
-    flops,
-    learning,
-    models,
-    patches,
+    multiply_adds,
     receptive_field,
-    views,
 )
-from anchornet_jax.models import multiscale
+from anchornet_jax.training import train_step
 from tests import tiny
 
 TABLE_1 = [  # 2020, Table 1: IR of the next row, and RF
@@ -47,8 +46,8 @@ def shapes(side):
 
 
 def test_tables():
-    head = (multiscale.STEM, *multiscale.HEAD)
-    for rows, table in zip(multiscale.BRANCHES, TABLE_2):
+    head = (anchornet_2020.STEM, *anchornet_2020.HEAD)
+    for rows, table in zip(anchornet_2020.BRANCHES, TABLE_2):
         fields = receptive_field.accumulate(
             (r.kernel, r.stride) for r in (*head, *rows)
         )
@@ -56,7 +55,8 @@ def test_tables():
         assert found == TABLE_1 + table
     # 2020, Sec. 3.2: fields and stride.
     fields = [
-        (field.size, field.stride) for field in multiscale.MultiScaleAnchorNet.fields
+        (field.size, field.stride)
+        for field in anchornet_2020.MultiScaleAnchorNet.fields
     ]
     assert fields == [(63, 8), (95, 8), (111, 8)]
 
@@ -68,12 +68,14 @@ def test_counts():
     train = functools.partial(model.apply, train=True, mutable=["batch_stats"])
     with jax.disable_jit():  # traced in line: half the time
         variables = jax.eval_shape(model.init, jax.random.key(0), images)
-        macs = flops.macs(model.apply, variables, images)
-        with_training = flops.macs(lambda *a: train(*a)[0][0], variables, images)
-    assert flops.parameters(variables) == 1_550_313
+        macs = multiply_adds.macs(model.apply, variables, images)
+        with_training = multiply_adds.macs(
+            lambda *a: train(*a)[0][0], variables, images
+        )
+    assert multiply_adds.parameters(variables) == 1_550_313
     assert macs == 485_516_200
     training = [
-        flops.parameters(tree)
+        multiply_adds.parameters(tree)
         for name, tree in variables["params"].items()
         if name.endswith("_training")
     ]
@@ -101,7 +103,7 @@ def test_logits_are_those_of_the_chosen_branch():
     logits, out, *_ = applied(NAME)
     grids = [maps.shape for maps in out["evidence"]]
     assert grids == [(3, 8, 8, 4), (3, 4, 4, 4), (3, 2, 2, 4)]  # (119 - RF) // 8 + 1
-    classes, branch = multiscale.decide(jax.nn.softmax(out["branch_logits"]))
+    classes, branch = anchornet_2020.decide(jax.nn.softmax(out["branch_logits"]))
     np.testing.assert_array_equal(branch, out["branch"])
     np.testing.assert_array_equal(classes, logits.argmax(-1))
     np.testing.assert_allclose(logits, out["branch_logits"][np.arange(3), branch])
@@ -141,7 +143,7 @@ def test_attention_is_equations_1_to_5():
     channels = [sum((x[:, :, c] * weights).ravel()) for c in range(5)]  # Eq. 2
     channels = softmax(np.array(channels))  # Eq. 3
     spatial = softmax((x * channels).sum(-1))  # Eqs. 4, 5
-    found = multiscale.attend(jnp.asarray(x)[None], jnp.asarray(g)[None])
+    found = anchornet_2020.attend(jnp.asarray(x)[None], jnp.asarray(g)[None])
     np.testing.assert_allclose(found[0], spatial, rtol=1e-5)
 
 
@@ -159,7 +161,7 @@ def test_training_has_six_heads():
         variables = jax.eval_shape(model.init, jax.random.key(0), shapes(SIDE))
         (logits, _), _ = jax.eval_shape(train, variables, shapes(SIDE))
     assert logits.shape == (1, 6, 4)
-    loss = learning.cross_entropy(jnp.zeros((3, 1, 6, 4)), jnp.array([0, 1, 2]))
+    loss = train_step.cross_entropy(jnp.zeros((3, 1, 6, 4)), jnp.array([0, 1, 2]))
     np.testing.assert_allclose(loss, np.full((3, 1), 6 * np.log(4)), rtol=1e-6)
 
 
@@ -182,7 +184,7 @@ def test_decide_equals_the_equations(levels):
     if levels:
         logits = rng.integers(levels, size=(500, 3, 4))
     probabilities = np.asarray(jax.nn.softmax(logits.astype(np.float32)))
-    classes, branch = jax.jit(multiscale.decide)(probabilities)
+    classes, branch = jax.jit(anchornet_2020.decide)(probabilities)
     wanted = [oracle(image.tolist()) for image in probabilities]
     np.testing.assert_array_equal(np.stack([classes, branch], 1), wanted)
     assert len(set(wanted)) > 8  # of 12: the cases are there

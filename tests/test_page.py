@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from anchornet_jax import export, page, plots, stopping
+from anchornet_jax.figures import plots
+from anchornet_jax.inference import export, stopping
+from anchornet_jax.programs import page
 from tests.test_export import (
     CLASSES,
     SIZE,

@@ -4,8 +4,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from anchornet_jax import patches
-from anchornet_jax.receptive_field import ReceptiveField
+from anchornet_jax.methods import patches
+from anchornet_jax.models.receptive_field import ReceptiveField
 
 FIELD = ReceptiveField(95, 8)
 

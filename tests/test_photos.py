@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from anchornet_jax import photos
+from anchornet_jax.data import photos
 
 SIZE = 32  # px
 
@@ -48,7 +48,7 @@ def test_formats(format, error):
 @pytest.mark.parametrize(("height", "width"), [(32, 32), (90, 61), (21, 47), (64, 65)])
 def test_size_is_reached_as_evaluation_reaches_it(height, width, resize):
     """Against the TensorFlow code that evaluation and training data go through."""
-    from anchornet_jax import decode
+    from anchornet_jax.data import decode
 
     original = pixels(height, width)
     expected, _ = decode.centre(original, SIZE, resize or SIZE)

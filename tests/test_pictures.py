@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 from matplotlib.patches import Rectangle
 
-from anchornet_jax import patches, pictures, plots
-from anchornet_jax.receptive_field import ReceptiveField
+from anchornet_jax.figures import pictures, plots
+from anchornet_jax.methods import patches
+from anchornet_jax.models.receptive_field import ReceptiveField
 from tests import fake_results
 
 CLASSES = fake_results.summary()["classes"]

@@ -11,7 +11,9 @@ import jax
 import numpy as np
 import pytest
 
-from anchornet_jax import checkpoint, evaluate, networks, train
+from anchornet_jax.programs import evaluate
+from anchornet_jax.runtime import checkpoint, networks
+from anchornet_jax.training import train
 from configs import common, demo
 from tests import tiny as tiny_network
 from tests.tiny import tiny  # noqa: F401
@@ -54,7 +56,8 @@ def test_resumed_equals_uninterrupted(data_dir, tmp_path, tiny, monkeypatch):  #
 
 CHILD = """
 import sys
-from anchornet_jax import models, train
+from anchornet_jax import models
+from anchornet_jax.training import train
 from tests import tiny
 models.MODELS["tiny"] = (tiny.Tiny, {})
 data_dir, *directories = sys.argv[1:]

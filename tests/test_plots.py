@@ -9,7 +9,7 @@ import pytest
 from matplotlib import colors
 from matplotlib.figure import Figure
 
-from anchornet_jax import plots, published
+from anchornet_jax.figures import plots, published
 from tests import fake_results
 
 
@@ -219,6 +219,6 @@ def test_settings_stay_as_they_were(summary, tmp_path):
 
 
 def test_pyplot_is_not_used():
-    code = "import sys; from anchornet_jax import pictures, plots; print(*sys.modules)"
+    code = "import sys; from anchornet_jax.figures import pictures, plots; print(*sys.modules)"
     loaded = subprocess.check_output([sys.executable, "-c", code], text=True).split()
     assert "matplotlib.figure" in loaded and "matplotlib.pyplot" not in loaded

@@ -9,7 +9,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from anchornet_jax import export, photos, pipeline, plots, predict, sequence, stopping
+from anchornet_jax.data import photos
+from anchornet_jax.figures import plots
+from anchornet_jax.inference import export, stopping
+from anchornet_jax.methods import anchornet
+from anchornet_jax.programs import pipeline, predict
 from configs import predict as predict_config
 from tests.test_export import (
     CLASSES,
@@ -52,7 +56,7 @@ def half(exported, folder, monkeypatch):  # noqa: F811
     """Let half of the images leave at each exit; return what they should get."""
     found = export.load(exported)
     images = [photos.read(p, image_size=SIZE, resize=160) for p in good(folder)]
-    trace = sequence.make_trace(found.method)(np.array(images), RULE)
+    trace = anchornet.make_trace(found.method)(np.array(images), RULE)
     first = np.median(trace["confidence"][:, 0])
     later = trace["confidence"][trace["confidence"][:, 0] <= first, 1]
     # Between two images, not on one: the engine rounds in another way.

@@ -8,7 +8,8 @@ import jax
 import numpy as np
 import pytest
 
-from anchornet_jax import networks, preemption, train
+from anchornet_jax.runtime import networks, preemption
+from anchornet_jax.training import train
 from tests import tiny as tiny_network
 from tests import tiny_main
 from tests.tiny import tiny  # noqa: F401

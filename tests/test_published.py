@@ -2,7 +2,7 @@
 
 import pytest
 
-from anchornet_jax import plots, published
+from anchornet_jax.figures import plots, published
 
 CURVES = published.BUDGETED + published.ANYTIME + published.STATIC
 

@@ -10,7 +10,11 @@ import numpy as np
 import pytest
 from absl import flags
 
-from anchornet_jax import folding, models, networks, pipeline, train
+from anchornet_jax import models
+from anchornet_jax.inference import folding
+from anchornet_jax.programs import pipeline
+from anchornet_jax.runtime import networks
+from anchornet_jax.training import train
 from configs import common
 from tests import tiny
 

@@ -3,10 +3,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from anchornet_jax import receptive_field
-from anchornet_jax.models import layers
+from anchornet_jax.models import layers, receptive_field
 from anchornet_jax.models.anchornet import EXTRACTOR, STEM, AnchorNet
-from anchornet_jax.receptive_field import ReceptiveField
+from anchornet_jax.models.receptive_field import ReceptiveField
 
 ROWS = [(row.kernel, row.stride) for row in (STEM, *EXTRACTOR)]
 TABLE_1 = [  # 2022, Table 1: columns RF and OR

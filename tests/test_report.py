@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from anchornet_jax import pictures, plots, published, report
+from anchornet_jax.figures import pictures, plots, published, report
 from tests import fake_results
 
 VOID = {"meta", "img", "br"}

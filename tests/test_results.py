@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from anchornet_jax import results
+from anchornet_jax.figures import results
 from tests import fake_results
 
 

@@ -5,17 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from anchornet_jax import (
-    inference,
-    parallel,
-    patches,
-    pictures,
-    sequence,
-    steps,
-    stopping,
-    views,
-)
-from anchornet_jax.networks import Network
+from anchornet_jax.figures import pictures
+from anchornet_jax.inference import engine, serialised, stopping
+from anchornet_jax.methods import anchornet, patches, views
+from anchornet_jax.runtime import parallel
+from anchornet_jax.runtime.networks import Network
 from tests import tiny
 
 SIDE, COUNT = 60, 8
@@ -30,7 +24,7 @@ def network(model, size, seed):
 @pytest.fixture(scope="module")
 def method():
     """Return the method with random networks of three classes, three inputs."""
-    return sequence.Sequence(
+    return anchornet.Sequence(
         network(tiny.TinyScales(3), SIDE, 4),
         network(tiny.Tiny(3), 20, 1),
         network(tiny.Tiny(3), 20, 2),
@@ -50,7 +44,7 @@ def images():
 @pytest.fixture(scope="module")
 def table(method, images):
     """Return the exit table's columns for all images."""
-    step = parallel.predict_step(sequence.make_table_step(method, random=True, seed=0))
+    step = parallel.predict_step(anchornet.make_table_step(method, random=True, seed=0))
     batch = parallel.shard({"image": images})
     return parallel.gather(step(parallel.replicate(method.variables()), batch))
 
@@ -154,7 +148,7 @@ def test_table_equals_input_after_input(method, images, found, table):
     ]
     logits = jnp.stack([logits for logits, _ in run], 1)
     seen = jnp.concatenate([jnp.ones((COUNT, 1), bool), found.valid], 1)
-    confidence, predicted = sequence.decide(logits, seen, "logits")
+    confidence, predicted = anchornet.decide(logits, seen, "logits")
     np.testing.assert_allclose(table["confidence"], confidence, rtol=1e-4)
     np.testing.assert_array_equal(table["predicted"], predicted)
 
@@ -173,7 +167,7 @@ def test_engine_equals_the_table(method, images, table):
     rule = stopping.ThresholdRule(
         np.quantile(table["confidence"][:, :2], 0.5, 0) + 1e-4
     )
-    classifier = inference.Classifier(
+    classifier = engine.Classifier(
         method, rule, image_size=SIDE, batch_size=4, details=True
     )
     result = classifier.classify(images)
@@ -188,8 +182,8 @@ def test_engine_equals_the_table(method, images, table):
 
 
 def test_serialised_steps_equal_the_table(method, images, table):
-    traced = steps.serialise(method, SIDE)
-    run = steps.deserialise(traced, method.variables(), {})
+    traced = serialised.serialise(method, SIDE)
+    run = serialised.deserialise(traced, method.variables(), {})
     corners, valid, heatmap, branch = run.localize(images)
     np.testing.assert_array_equal(corners, table["corners"])
     np.testing.assert_allclose(heatmap, table["heatmap"], atol=1e-4)

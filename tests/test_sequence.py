@@ -3,8 +3,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from anchornet_jax import flops, models, parallel, patches, sequence, views
-from anchornet_jax.networks import Network
+from anchornet_jax import models
+from anchornet_jax.methods import anchornet, patches, views
+from anchornet_jax.models import multiply_adds
+from anchornet_jax.runtime import parallel
+from anchornet_jax.runtime.networks import Network
 from tests.tiny import Tiny
 
 
@@ -25,13 +28,13 @@ def algorithm_1(inputs, valid, fuse):
     return [list(column) for column in zip(*steps)]
 
 
-@pytest.mark.parametrize("fuse", sequence.FUSE)
+@pytest.mark.parametrize("fuse", anchornet.FUSE)
 def test_decide_equals_algorithm_1(fuse):
     rng = np.random.default_rng(0)
     logits = rng.standard_normal((50, 5, 7)).astype(np.float32) * 3
     valid = rng.random((50, 5)) < 0.8
     valid[:, 0] = True
-    confidence, predicted = sequence.decide(logits, jnp.asarray(valid), fuse)
+    confidence, predicted = anchornet.decide(logits, jnp.asarray(valid), fuse)
     for i in range(50):
         wanted = algorithm_1(logits[i], valid[i], fuse)
         np.testing.assert_allclose(confidence[i], wanted[0], rtol=1e-5)
@@ -48,7 +51,7 @@ def method():
         )
         return Network(model, variables, {"classes": ["a", "b", "c"]})
 
-    return sequence.Sequence(
+    return anchornet.Sequence(
         network(models.create("anchornet", 3), 127, 0),
         network(Tiny(3), 95, 1),
         network(Tiny(3), 95, 2),
@@ -59,7 +62,7 @@ def method():
 
 def test_table_step_equals_one_image_at_a_time(method):
     images = np.random.default_rng(0).integers(0, 256, (4, 127, 127, 3), np.uint8)
-    step = parallel.predict_step(sequence.make_table_step(method, random=True, seed=0))
+    step = parallel.predict_step(anchornet.make_table_step(method, random=True, seed=0))
     batch = parallel.shard({"image": images})
     found = parallel.gather(step(parallel.replicate(method.variables()), batch))
     assert found["random_confidence"].shape == (4, 3)
@@ -88,8 +91,8 @@ def test_table_step_equals_one_image_at_a_time(method):
 
 def test_macs(method):
     """Exit t costs t inputs, and AnchorNet once past the glance (2022, Sec. 3.4)."""
-    one = flops.model_macs(Tiny(3), 95)
-    anchornet = flops.model_macs(method.anchornet.model, 127)
+    one = multiply_adds.model_macs(Tiny(3), 95)
+    anchornet = multiply_adds.model_macs(method.anchornet.model, 127)
     assert method.macs(127) == [one, 2 * one + anchornet, 3 * one + anchornet]
 
 
@@ -102,7 +105,7 @@ def test_macs(method):
 )
 def test_bad_sequence(method, changes, message):
     with pytest.raises(ValueError, match=message):
-        sequence.check(method._replace(**changes))
+        anchornet.check(method._replace(**changes))
 
 
 def test_networks_of_other_classes(method):
@@ -110,21 +113,21 @@ def test_networks_of_other_classes(method):
     with pytest.raises(
         ValueError, match=r"different classes: .*glance: 3, named \['a', 'b'\]"
     ):
-        sequence.check(method._replace(glance=other))
+        anchornet.check(method._replace(glance=other))
 
 
 def test_networks_that_know_no_names(method):
     """Converted weights carry no names: those of the others hold, or numbers."""
     nameless = [network._replace(metadata={}) for network in method[:3]]
-    assert sequence.check(method._replace(glance=nameless[1])).classes == [
+    assert anchornet.check(method._replace(glance=nameless[1])).classes == [
         "a",
         "b",
         "c",
     ]
-    assert sequence.Sequence(*nameless, *method[3:]).classes == ["0", "1", "2"]
+    assert anchornet.Sequence(*nameless, *method[3:]).classes == ["0", "1", "2"]
     other = nameless[1]._replace(model=Tiny(4))
     with pytest.raises(ValueError, match="different classes: .*glance: 4"):
-        sequence.check(method._replace(glance=other))
+        anchornet.check(method._replace(glance=other))
 
 
 @pytest.mark.parametrize(
@@ -137,4 +140,4 @@ def test_networks_that_know_no_names(method):
 )
 def test_what_cannot_be_is_refused_before_compiling(method, changes, size, message):
     with pytest.raises(ValueError, match=message):
-        sequence.check_images(method._replace(**changes), size)
+        anchornet.check_images(method._replace(**changes), size)

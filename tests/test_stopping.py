@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from anchornet_jax import exits, stopping
+from anchornet_jax.inference import exit_table, stopping
 
 RULES = [
     stopping.ThresholdRule([0.4, 0.6, 0.7]),
@@ -52,8 +52,8 @@ def test_value_rule_computes_what_it_says():
 
 def test_threshold_rule_is_algorithm_1():
     confidence = confidences()
-    data = exits.ExitTable(confidence, [1, 2, 3, 4], correct=confidence > 0.5)
-    wanted = exits.apply(data, [0.4, 0.6, 0.7]).exit
+    data = exit_table.ExitTable(confidence, [1, 2, 3, 4], correct=confidence > 0.5)
+    wanted = exit_table.apply(data, [0.4, 0.6, 0.7]).exit
     np.testing.assert_array_equal(RULES[0].exits(confidence), wanted)
 
 

@@ -6,7 +6,12 @@ import jax
 import numpy as np
 import pytest
 
-from anchornet_jax import data, flops, models, networks, pipeline, scales, views
+from anchornet_jax import models
+from anchornet_jax.data import loading
+from anchornet_jax.methods import views
+from anchornet_jax.models import multiply_adds
+from anchornet_jax.programs import pipeline, table_3_2020
+from anchornet_jax.runtime import networks
 from tests import tiny as tiny_networks
 from tests.tiny import tiny  # noqa: F401
 
@@ -34,7 +39,7 @@ def config(data_dir, tmp_path, monkeypatch, tiny):  # noqa: F811
 
 def by_hand(config):
     """Classify image after image, patch after patch; return rows of plain numbers."""
-    source = data.prepare(**config.data)
+    source = loading.prepare(**config.data)
     found = {
         name: networks.load(path) for name, path in config.networks.items() if path
     }
@@ -43,7 +48,7 @@ def by_hand(config):
         for size in SIZES
     }
     rows = []
-    for batch in data.evaluation(source, "test", batch_size=8):
+    for batch in loading.evaluation(source, "test", batch_size=8):
         images = batch["image"].reshape(-1, SIDE, SIDE, 3)
         place = views.localize(*found["anchornet"][:2], images, k=2, iou_threshold=0.5)
         for i, image in enumerate(images):
@@ -70,8 +75,11 @@ def test_equals_one_patch_at_a_time(config, tmp_path):
     summary = pipeline.run_stage(config, tmp_path / "run")
     rows = by_hand(config)
     assert len(rows) == 32 and summary["overall"]["images"] == 32
-    one = {size: flops.model_macs(models.create("tiny", 10), size) for size in SIZES}
-    localizer = flops.model_macs(models.create("scales", 10), SIDE)
+    one = {
+        size: multiply_adds.model_macs(models.create("tiny", 10), size)
+        for size in SIZES
+    }
+    localizer = multiply_adds.model_macs(models.create("scales", 10), SIDE)
     seen = 0
     for size, found in summary["branches"].items():
         own = [row for row in rows if row[0] == int(size)]
@@ -100,7 +108,9 @@ def test_equals_one_patch_at_a_time(config, tmp_path):
 def test_group_runs_full_batches_and_forgets_nobody(tiny):  # noqa: F811
     module = models.create("tiny", 3)
     variables = tiny_networks.drawn(module, 12)
-    group = scales.Group(networks.Network(module, variables, {}), 12, batch_size=8)
+    group = table_3_2020.Group(
+        networks.Network(module, variables, {}), 12, batch_size=8
+    )
     pixels = np.random.default_rng(0).integers(0, 256, (11, 12, 12, 3), np.uint8)
     for owner, image in zip([0, 1, 2, 0, 1, 2, 0, 1, 2, 0, 1], pixels):
         group.add(owner, image)
@@ -129,5 +139,5 @@ def test_bad_config_writes_nothing(config, tmp_path, key, value, message):
         part = part[name]
     part[path[-1]] = value
     with pytest.raises(ValueError, match=message):
-        scales.scales(config, tmp_path / "run")
+        table_3_2020.scales(config, tmp_path / "run")
     assert not (tmp_path / "run").exists()

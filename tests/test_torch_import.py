@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from anchornet_jax import models, torch_import
+from anchornet_jax import models
 from anchornet_jax.models import layers
+from anchornet_jax.runtime import torch_import
 from tests.golden import recipe
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"

@@ -3,7 +3,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from anchornet_jax import models, patches, views
+from anchornet_jax import models
+from anchornet_jax.methods import patches, views
 
 
 @pytest.fixture(scope="module")

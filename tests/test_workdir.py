@@ -2,7 +2,7 @@ import os
 
 import pytest
 
-from anchornet_jax import files, workdir
+from anchornet_jax.runtime import files, workdir
 
 CONFIG = {"epochs": 1.0, "data": {"name": "plates"}, "boundaries": (0.3, 0.6)}
 

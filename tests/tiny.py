@@ -7,8 +7,8 @@ import pytest
 from flax import linen as nn
 
 from anchornet_jax import models
-from anchornet_jax.models import layers, multiscale
-from anchornet_jax.receptive_field import ReceptiveField
+from anchornet_jax.models import anchornet_2020, layers
+from anchornet_jax.models.receptive_field import ReceptiveField
 from configs import common
 
 
@@ -65,7 +65,7 @@ class TinyScales(nn.Module):
         """Return what MultiScaleAnchorNet returns; it attends to all alike."""
         evidence = self._evidence(images)
         logits = jnp.stack([maps.mean((1, 2)) for maps in evidence], 1)
-        _, branch = multiscale.decide(jax.nn.softmax(logits))
+        _, branch = anchornet_2020.decide(jax.nn.softmax(logits))
         out = {
             "branch": branch,
             "branch_logits": logits,

@@ -15,7 +15,7 @@ def get_config(data_dir):
     config = tiny.config(data_dir, epochs=12.0, save_every_epochs=6.0)
     config.data.image_size = 96
     # Sums in another order differ in the last bit; a high rate blows that up.
-    config.optimizer.learning_rate = 0.02
+    config.optimizer.learning_rate = 0.005
     return config
 
 

@@ -13,9 +13,9 @@ from typing import NamedTuple
 from flax import linen as nn
 
 from anchornet_jax.models.anchornet import AnchorNet
+from anchornet_jax.models.anchornet_2020 import MultiScaleAnchorNet
 from anchornet_jax.models.densenet import DenseNet
 from anchornet_jax.models.mobilenet import EfficientNet, MobileNetV3
-from anchornet_jax.models.multiscale import MultiScaleAnchorNet
 from anchornet_jax.models.regnet import RegNet
 from anchornet_jax.models.resnet import ResNet
 

@@ -19,8 +19,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from anchornet_jax import receptive_field
-from anchornet_jax.models import layers
+from anchornet_jax.models import layers, receptive_field
 
 
 class Row(NamedTuple):

@@ -1,0 +1,285 @@
+"""Data: from any TFDS name to full batches of uint8 pixels, split over the devices.
+
+Images stay uint8 until they are on the device (`views.normalise`). Training draws with
+the standard augmentation of ImageNet (2022, Sec. 4.1) and decodes of a JPEG only what
+is drawn. Evaluation counts every image once: the last batch is filled up with rows whose
+`mask` is False, and every host makes the same number of batches. The order is a function
+of seed and step alone, so a stream that starts at step n continues one that stopped
+there.
+
+    source = loading.prepare(name="plates", image_size=224, augment="none", resize=0)
+    for batch in loading.evaluation(source, "test", batch_size=64): ...
+"""
+
+import functools
+import math
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import jax
+import numpy as np
+import tensorflow as tf
+import tensorflow_datasets as tfds
+from absl import logging
+
+from anchornet_jax.data import datasets, decode
+from anchornet_jax.runtime import parallel
+
+AUGMENTATIONS = ("none", "random_resized_crop")
+BAD_IMAGES = ("error", "skip")
+FILE = ("image/filename", "file_name", "tfds_id")  # who an image is; the first there
+SHUFFLED = 16_384  # encoded images in the shuffle buffer, about 2 GB of ImageNet
+
+
+class Source(NamedTuple):
+    """A prepared data set, and how its images become squares of one size."""
+
+    builder: tfds.core.DatasetBuilder
+    image_size: int
+    augment: str
+    flip: bool
+    resize: int
+    bad_images: str
+
+    @property
+    def classes(self) -> list[str]:
+        """Return the names of the classes."""
+        return list(self.builder.info.features["label"].names)
+
+    def examples(self, split: str) -> int:
+        """Count the images of a split."""
+        return sum(
+            end - begin for _, begin, end in datasets.resolve(self.builder, split)
+        )
+
+
+def prepare(
+    name: str,
+    *,
+    data_dir: str = "",
+    manual_dir: str = "",
+    image_size: int = 224,
+    augment: str = "random_resized_crop",
+    flip: bool = True,
+    resize: int = 256,
+    bad_images: str = "error",
+) -> Source:
+    """Open a data set; download or generate it if it is not there yet.
+
+    Args:
+      name: as TFDS knows it; `plates` is the project's own and draws itself. Or
+        `folder:DIRECTORY` with images in DIRECTORY/SPLIT/CLASS, read where they are.
+      data_dir: where TFDS keeps its data sets; its default where empty.
+      manual_dir: archives that a user must download, such as ImageNet's; needed once.
+        TFDS's default, `data_dir`/downloads/manual, where empty.
+      image_size: side of the square images in pixels.
+      augment: of training images, one of `AUGMENTATIONS`; `none` takes what evaluation
+        takes.
+      flip: mirror half of the training images.
+      resize: short side in pixels that evaluation resizes to before it cuts out the
+        centre; 0 cuts only, for data that has the size already.
+      bad_images: one of `BAD_IMAGES`, what to do with a file that cannot be decoded.
+        `skip` names and counts it in the log; training sees a neighbour in the batch
+        twice, evaluation counts it neither as right nor as wrong.
+
+    Raises:
+      ValueError: for an unknown data set, archives that are missing or incomplete, data
+        without class labels, or an argument outside what is allowed.
+    """
+    for key, value, allowed in (
+        ("augment", augment, AUGMENTATIONS),
+        ("bad_images", bad_images, BAD_IMAGES),
+    ):
+        if value not in allowed:
+            raise ValueError(f"`{key}` is {value!r}; choose one of {allowed}")
+    if resize and resize < image_size:
+        raise ValueError(
+            f"`resize` is {resize}; it must be 0 or at least `image_size`, {image_size}"
+        )
+    with parallel.first_alone():
+        builder = datasets.find(name, data_dir=data_dir, manual_dir=manual_dir)
+    return Source(builder, image_size, augment, flip, resize, bad_images)
+
+
+def training(
+    source: Source, split: str, *, batch_size: int, seed: int, first_step: int = 0
+) -> Iterator[dict[str, np.ndarray]]:
+    """Yield training batches without end, from the given step on.
+
+    The batches do not depend on the number of hosts: each reads all encoded records,
+    in the same order, and decodes its own rows of every batch. Reading costs little
+    beside decoding, up to the bandwidth of the disk or network times the hosts.
+
+    Args:
+      source: from `prepare`.
+      split: a TFDS split, slices like `train[10%:]` included.
+      batch_size: images of all hosts together.
+      seed: decides order and augmentation.
+      first_step: number of batches to pass over, which costs no decoding.
+
+    Yields:
+      `image` uint8 [D, b, H, W, 3] and `label` int32 [D, b] of this host's devices.
+
+    Raises:
+      ValueError: for an unknown split, one smaller than a batch, or a batch size that
+        the devices do not divide.
+    """
+    steps = steps_per_epoch(source, split, batch_size)
+    local = parallel.local_batch(batch_size)
+    epoch, step = divmod(first_step, steps)
+    skipped = set()
+    while True:
+        seeds = np.random.SeedSequence((seed, epoch))
+        order, pixels = (int(s) for s in seeds.generate_state(2))
+        records = datasets.read(source.builder, split, order)
+        records = records.shuffle(SHUFFLED, seed=order).enumerate()
+        records = records.skip(step * batch_size)
+        records = records.filter(functools.partial(_is_own, local))
+        example = functools.partial(_train_example, source, pixels)
+        records = records.map(example, tf.data.AUTOTUNE)
+        batches = records.batch(local, drop_remainder=True).take(steps - step)
+        for batch in _checked(source, batches, skipped):
+            yield parallel.shard(_replaced(batch))
+        epoch, step = epoch + 1, 0
+
+
+def evaluation(
+    source: Source, split: str, *, batch_size: int
+) -> Iterator[dict[str, np.ndarray]]:
+    """Yield every image of a split once, in order, in full batches.
+
+    Yields:
+      `image` uint8 [D, b, H, W, 3], `label` int32 [D, b], `mask` bool [D, b], False
+      where a row only fills the batch up or cannot be decoded, and, if the data set has
+      one box per image, `box` [D, b, 4]: (top, left, bottom, right) in pixels of the
+      image.
+    """
+    local = parallel.local_batch(batch_size)
+    hosts = jax.process_count()
+    steps = math.ceil(math.ceil(source.examples(split) / hosts) / local)
+    shard = tfds.split_for_jax_process(split, drop_remainder=False)
+    records = datasets.read(source.builder, shard).map(
+        lambda record: _evaluation_example(source, record), tf.data.AUTOTUNE
+    )
+    skipped, counted = set(), 0
+    batches = _checked(source, records.batch(local), skipped)
+    batch = {}
+    for _ in range(steps):
+        # A host with an image less than others ends with a batch that counts nothing.
+        empty = {name: array[:0] for name, array in batch.items()}
+        batch = next(batches, empty)
+        filled = _filled(batch, local)
+        counted += filled["mask"].sum()
+        yield parallel.shard(filled)
+    if skipped and not counted:
+        raise ValueError(f"none of the images of {split!r} can be decoded")
+    if skipped:
+        logging.warning(
+            "%s: %d of %d images cannot be decoded; they count neither as right nor as "
+            "wrong",
+            split,
+            len(skipped),
+            source.examples(split),
+        )
+
+
+def steps_per_epoch(source: Source, split: str, batch_size: int) -> int:
+    """Count the full batches of one pass over a split."""
+    steps = source.examples(split) // batch_size if batch_size > 0 else 0
+    if not steps:
+        raise ValueError(
+            f"`batch_size` is {batch_size}; {split!r} has {source.examples(split)} "
+            "images, and one full batch is needed"
+        )
+    return steps
+
+
+def _is_own(local, index, record):
+    """Pick this host's rows of every global batch, each `local` in a row."""
+    return index // local % jax.process_count() == jax.process_index()
+
+
+def _train_example(source, seed, index, record):
+    seeds = tf.random.split(tf.stack([tf.constant(seed, tf.int64), index]), 2)
+    size = source.image_size
+    if source.augment == "none":
+        image, about = _decoded(source, record, decode.whole)
+        image, _ = decode.centre(image, size, source.resize)
+    else:
+        part = functools.partial(decode.random_part, seed=seeds[0])
+        image, about = _decoded(source, record, part)
+        image = decode.scaled(image, (size, size))
+    if source.flip:
+        image = tf.image.stateless_random_flip_left_right(image, seeds[1])
+    return {"image": image, "label": tf.cast(record["label"], tf.int32), **about}
+
+
+def _evaluation_example(source, record):
+    image, about = _decoded(source, record, decode.whole)
+    image, box = decode.centre(
+        image, source.image_size, source.resize, record.get("bbox")
+    )
+    example = {"image": image, "label": tf.cast(record["label"], tf.int32), **about}
+    return example if box is None else {**example, "box": box}
+
+
+def _decoded(source, record, function):
+    """Return the image and, where bad ones are skipped, `good` and `file`."""
+    if source.bad_images == "error":
+        return function(record["image"]), {}
+    image, good = decode.or_black(function, record["image"], source.image_size)
+    file = next(record[name] for name in FILE if name in record)
+    return image, {"good": good, "file": file}
+
+
+def _checked(source, batches, skipped):
+    """Yield NumPy batches; refuse what the networks could not notice.
+
+    Files that cannot be decoded are added to `skipped`.
+    """
+    classes = len(source.classes)
+    try:
+        for batch in batches.prefetch(2).as_numpy_iterator():
+            low, high = batch["label"].min(), batch["label"].max()
+            if not 0 <= low <= high < classes:
+                raise ValueError(
+                    f"`label` holds {low if low < 0 else high}; {source.builder.name} "
+                    f"has the classes 0 to {classes - 1}"
+                )
+            if "file" in batch:
+                for file in set(batch.pop("file")[~batch["good"]]) - skipped:
+                    skipped.add(file)
+                    logging.warning(
+                        "skipped %s, which cannot be decoded; %d so far",
+                        file.decode(),
+                        len(skipped),
+                    )
+            yield batch
+    except tf.errors.OpError as error:
+        raise ValueError(
+            f"{source.builder.name}: {error.message}. If it is an image that cannot be "
+            "decoded: `config.data.bad_images=skip` names such files and passes over them"
+        ) from error
+
+
+def _replaced(batch):
+    """Put the next good image of the batch in the place of each bad one."""
+    good = batch.pop("good", np.ones(1, bool))
+    if good.all():
+        return batch
+    if not good.any():
+        raise ValueError(f"none of the {len(good)} images of a batch can be decoded")
+    places = np.flatnonzero(good)
+    rows = places[np.searchsorted(places, np.arange(len(good))) % len(places)]
+    return {name: array[rows] for name, array in batch.items()}
+
+
+def _filled(batch, size):
+    """Fill a batch up; `mask` is True where an image is, and could be decoded."""
+    rows = len(batch["label"])
+    batch = {**batch, "mask": batch.get("good", np.ones(rows, bool))}
+    batch.pop("good", None)
+    return {
+        name: np.concatenate([a, np.zeros((size - rows, *a.shape[1:]), a.dtype)])
+        for name, a in batch.items()
+    }

@@ -1,0 +1,119 @@
+"""One's own image files, as the networks take them; needs Pillow, not TensorFlow.
+
+JPEG, PNG and WebP of any size and mode: the EXIF orientation is applied, for a photo
+is meant to be seen upright; what is transparent becomes white. The size is reached as
+evaluation reaches it: the short side is resized, the square at the centre cut out.
+
+    paths = photos.find("photos/*.jpg")
+    image = photos.read(paths[0], image_size=224, resize=256)  # uint8 [224, 224, 3]
+"""
+
+import collections
+import glob
+import os
+import pathlib
+from collections.abc import Iterable, Iterator
+from concurrent import futures
+
+import numpy as np
+from PIL import Image, ImageOps
+
+FORMATS = ("JPEG", "PNG", "WEBP")
+MAX_PIXELS = 200_000_000  # of a file; one may claim more than memory holds
+THREADS = 4  # that read ahead of the networks
+SIXTEEN_BITS = ("I", "I;16", "I;16B")  # modes of grey PNG files
+
+
+def find(pattern: str) -> list[pathlib.Path]:
+    """Return the files that match a pattern such as `photos/*.jpg`, sorted.
+
+    `**` stands for folders of any depth.
+
+    Raises:
+      ValueError: if there is none.
+    """
+    names = sorted(glob.glob(os.path.expanduser(pattern), recursive=True))
+    paths = [pathlib.Path(name) for name in names if os.path.isfile(name)]
+    if not paths:
+        hint = "a folder; its files are FOLDER/*" if names else "nothing"
+        raise ValueError(f"`images` is {pattern!r}, which matches {hint}")
+    return paths
+
+
+def name(path) -> str:
+    """Return a path as text that can be printed, whatever bytes it has."""
+    return os.fsencode(path).decode(errors="replace")
+
+
+def read(file, *, image_size: int, resize: int) -> np.ndarray:
+    """Decode an image file to uint8 [image_size, image_size, 3].
+
+    Args:
+      file: path, or a binary file.
+      image_size: pixels.
+      resize: pixels of the short side before the cut. 0: data that had the size
+        already, see `loading.prepare`; then the short side becomes `image_size`.
+
+    Raises:
+      ValueError: if it cannot be decoded; the message says why.
+    """
+    try:
+        with Image.open(file, formats=FORMATS) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise ValueError(
+                    f"it has {image.width}x{image.height} pixels; allowed are "
+                    f"{MAX_PIXELS} together"
+                )
+            image = _rgb(ImageOps.exif_transpose(image))
+    except Image.UnidentifiedImageError:
+        raise ValueError(f"it is none of {', '.join(FORMATS)}") from None
+    except ValueError:
+        raise
+    except Exception as error:  # what a broken file makes Pillow raise
+        raise ValueError(f"it is damaged: {error}") from error
+    return _centre(image, image_size, resize or image_size)
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    if image.mode in SIXTEEN_BITS:  # `convert` would clip them to 255
+        image = Image.fromarray((np.asarray(image) // 257).astype(np.uint8))
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, "white")
+        image = Image.alpha_composite(white, image)
+    return image.convert("RGB")
+
+
+def _centre(image: Image.Image, size: int, resize: int) -> np.ndarray:
+    """Do what `decode.centre` does, and resize no pixel that is cut off."""
+    sides = np.float32(image.size)  # (width, height)
+    scaled = np.round(sides * np.float32(resize) / sides.min())
+    corner = (scaled - size) // 2
+    scale = sides / scaled.astype(float)
+    box = (*(corner * scale), *((corner + size) * scale))
+    box = np.minimum(box, (*image.size, *image.size)).tolist()
+    return np.asarray(image.resize((size, size), Image.Resampling.BILINEAR, box=box))
+
+
+def read_all(
+    paths: Iterable[pathlib.Path], *, image_size: int, resize: int
+) -> Iterator[tuple[pathlib.Path, np.ndarray | ValueError]]:
+    """Yield every path with its image, or the error that `read` raised.
+
+    Threads decode the next ones meanwhile.
+    """
+
+    def attempt(path):
+        try:
+            return path, read(path, image_size=image_size, resize=resize)
+        except ValueError as error:
+            return path, error
+
+    with futures.ThreadPoolExecutor(THREADS) as pool:
+        waiting = collections.deque()
+        for path in paths:
+            waiting.append(pool.submit(attempt, path))
+            if len(waiting) > 2 * THREADS:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()

@@ -1,0 +1,146 @@
+"""Stopping rules: who leaves at which exit.
+
+A rule decides step by step from the confidences so far (Localizing Semantic Patches,
+2022, Sec. 3.4), so a running engine can follow it. `fitting` fits rules to
+a budget.
+
+    rule = stopping.ThresholdRule([0.7, 0.9])
+    rule.leaves(0, confidence[:, :1])  # [b] bool, after the first of three inputs
+    exits.score(table, rule.exits(table.confidence)).accuracy
+"""
+
+import numpy as np
+
+from anchornet_jax.inference.exit_table import NEVER
+
+ALWAYS = -1.0  # a threshold that every confidence exceeds
+
+
+class Rule:
+    """When to leave: parameters per exit but the last, which takes everyone left.
+
+    Subclasses say what the parameters mean, and what they are called in JSON.
+    """
+
+    name: str
+    field: str
+
+    def __init__(self, parameters):
+        """Take the parameters, [E - 1, ...], first exit first.
+
+        Raises:
+            ValueError: an exit has too many or too few parameters, or some not finite.
+        """
+        self.parameters = [np.asarray(p, float) for p in parameters]
+        for step, found in enumerate(self.parameters):
+            if found.shape != self._shape(step) or not np.isfinite(found).all():
+                raise ValueError(
+                    f"`{self.field}` of exit {step + 1} is {found.tolist()}; give "
+                    f"finite numbers of shape {self._shape(step)}"
+                )
+
+    @property
+    def steps(self) -> int:
+        """Return E - 1, the number of exits at which there is something to decide."""
+        return len(self.parameters)
+
+    def leaves(self, step: int, confidence: np.ndarray) -> np.ndarray:
+        """Return who leaves at an exit, [b] bool.
+
+        Args:
+            step: the exit, 0-based.
+            confidence: [b, step + 1] at the exits up to this one.
+
+        Raises:
+            ValueError: a step that the rule does not have, or a history of other length.
+        """
+        history = np.asarray(confidence, float)
+        if not 0 <= step <= self.steps or history.shape[1:] != (step + 1,):
+            raise ValueError(
+                f"`step` is {step} and `confidence` has shape {history.shape}; the rule "
+                f"has steps 0 to {self.steps}, and `confidence` is [b, step + 1]"
+            )
+        if step == self.steps:
+            return np.ones(len(history), bool)
+        return self._leaves(self.parameters[step], history)
+
+    def exits(self, confidence: np.ndarray) -> np.ndarray:
+        """Return the exit ([n] int, 0-based) of images with known confidence [n, E]."""
+        exit = np.full(len(confidence), self.steps)
+        for step in reversed(range(self.steps)):
+            exit[self.leaves(step, confidence[:, : step + 1])] = step
+        return exit
+
+    def blend(self, other: "Rule", shares) -> "Rule":
+        """Return the rule that lies `shares` ([E - 1], per exit) of the way to `other`."""
+        mixed = zip(self.parameters, other.parameters, shares)
+        return type(self)([a + s * (b - a) for a, b, s in mixed])
+
+    def to_json(self) -> dict:
+        """Return plain data from which `from_json` makes the same rule."""
+        return {"rule": self.name, self.field: [p.tolist() for p in self.parameters]}
+
+
+class ThresholdRule(Rule):
+    """Leave when the confidence exceeds the exit's threshold (Algorithm 1).
+
+    parameters: E - 1 thresholds.
+    """
+
+    name, field = "thresholds", "thresholds"
+
+    def _shape(self, step):
+        return ()
+
+    def _leaves(self, threshold, history):
+        return history[:, -1] > threshold
+
+
+class ValueRule(Rule):
+    """Leave when going on is worth nothing.
+
+    With d = sqrt(1 - confidence), going on from exit t = 1 … E - 1 is worth
+    w_0 + w_1 d_t^2 + w_2 d_1 + … + w_(t+1) d_t. The root resolves confidences near 1,
+    where summed logits put most images.
+
+    parameters: E - 1 lists of weights, t + 2 of them at exit t.
+    """
+
+    name, field = "value", "weights"
+
+    def _shape(self, step):
+        return (step + 3,)
+
+    def _leaves(self, weights, history):
+        # Summed term by term: a matrix product may round differently per batch size.
+        known = features(history, range(history.shape[1]))
+        return sum(w * f for w, f in zip(weights, known)) <= 0
+
+
+def fixed(inputs: int, total: int) -> ThresholdRule:
+    """Return the rule by which every image leaves after the same number of inputs.
+
+    Raises:
+        ValueError: there are not that many inputs among `total`.
+    """
+    if not 1 <= inputs <= total:
+        raise ValueError(f"`inputs` is {inputs}; allowed is 1 to {total}")
+    return ThresholdRule([NEVER] * (inputs - 1) + [ALWAYS] * (total - inputs))
+
+
+def from_json(data: dict) -> Rule:
+    """Make the rule that `to_json` described.
+
+    Raises:
+        ValueError: `data` describes no rule.
+    """
+    for kind in (ThresholdRule, ValueRule):
+        if data.get("rule") == kind.name and isinstance(data.get(kind.field), list):
+            return kind(data[kind.field])
+    raise ValueError(f"`data` is {data!r}; it does not come from a rule's `to_json`")
+
+
+def features(confidence, past):
+    doubt = np.sqrt(np.maximum(1 - confidence, 0))
+    constant = np.ones(len(doubt))
+    return [constant, doubt[:, -1] ** 2, *(doubt[:, t] for t in past)]

@@ -1,0 +1,267 @@
+"""What the localiser of 2020 has learned: the analyses of its paper as one program.
+
+Localizing Multi-scale Semantic Patches (2020), Sec. 4.2 to 4.4: Table 4, one localised
+patch against the whole image resized to the same size, by a network that saw neither in
+training; Figure 6, accuracy against the area that patches cover, and where these patches
+are masked; Figures 3, 4 and 5, pictures.
+
+A localiser is a heatmap here, from which patches are selected alike: AnchorNet's
+evidence, random numbers, nearness to the centre, or edge energy (Sobel). All use the
+branch, so the patch size, that AnchorNet chose for the image.
+"""
+
+import jax
+import jax.numpy as jnp
+from absl import logging
+from jax import lax
+
+from anchornet_jax.data import collect, loading
+from anchornet_jax.figures import figures_2020, plots
+from anchornet_jax.methods import patches, views
+from anchornet_jax.runtime import files, networks, parallel, workdir
+
+LUMA = (0.299, 0.587, 0.114)
+SOBEL = ((-1, 0, 1), (-2, 0, 2), (-1, 0, 1))
+SEPARATE = "separate"  # the preset for looking at patches, Sec. 4.1
+
+
+def analyses(config, directory) -> dict:
+    """Analyse a localiser of 2020 with a network for whole images, as the config says.
+
+    Writes `summary.json`, `analyses.npz` and the figures, as PNG and SVG.
+
+    Returns:
+      What `summary.json` holds: `table_4`, per size `images`, `rescaled` and `localized`
+      accuracy, None where no image has the branch, and `figure_6`, per localiser a row
+      for each number of `patches` with the mean `area` they cover, the accuracy on what
+      is `covered` and on what is left where they are `masked`.
+
+    Raises:
+      ValueError: for a config that cannot run, before anything is compiled or written.
+    """
+    parallel.local_batch(config.batch_size)
+    source = loading.prepare(**config.data)
+    source.examples(config.test_split)
+    for name in ("anchornet", "full_image"):
+        if not config.networks[name]:
+            raise ValueError(f"`config.networks.{name}` is empty; give a directory")
+    localizer = networks.load(config.networks.anchornet)
+    full = networks.load(config.networks.full_image)
+    if len(localizer.model.fields) == 1:
+        raise ValueError(
+            f"`config.networks.anchornet` is {config.networks.anchornet!r}, which has "
+            "one branch; the analyses are of the localiser of 2020"
+        )
+    k, threshold = config.inputs - 1, config.view.iou_threshold
+    step = make_step(localizer.model, full.model, k, threshold, config.seed)
+    directory = workdir.claim(directory, config.to_dict())
+    found = collect.collect(
+        parallel.predict_step(step),
+        parallel.replicate((localizer.variables, full.variables)),
+        source,
+        config.test_split,
+        batch_size=config.batch_size,
+        limit=config.analysed_images,
+        images=source.examples(config.test_split),
+    )
+    sizes = [field.size for field in localizer.model.fields]
+    summary = {
+        "data": config.data.name,
+        "table_4": _table_4(found, sizes),
+        "figure_6": _figure_6(found),
+    }
+    if jax.process_index() == 0:
+        files.write_json(directory / "summary.json", summary)
+        arrays = {name: a for name, a in found.items() if "/" not in name}
+        files.write_npz(directory / "analyses.npz", **arrays)
+        for name, figure in figures_2020.figures(
+            arrays, summary, source.classes
+        ).items():
+            plots.save(figure, directory / name)
+        logging.info("wrote figures to %s", directory)
+    return summary
+
+
+def make_step(localizer, full, k: int, iou_threshold: float, seed: int):
+    """Return the step that runs all analyses on a batch, to be mapped.
+
+    Args:
+      localizer: of 2020.
+      full: the network for whole images; takes any size.
+      k: patches per image in Figure 6.
+      iou_threshold: of their selection.
+      seed: of the random patches.
+
+    Returns:
+      `step((variables, variables), batch)` for uint8 images [b, H, W, 3]; a dict of
+      arrays [b, ...]: `branch`, `predicted` and `confidence` [b, 3] of each branch,
+      `best` [b, 3, 2], the corner of the strongest patch for what that branch predicts,
+      `corners` [b, 5, 2] and `valid` of the chosen branch by the preset `separate`,
+      `attention` [b, 3, G, G], NaN beyond a smaller grid, `rescaled` and `localized`
+      [b, 3] classes, and of each localiser its `area`, `covered` and `masked` [b, K].
+    """
+    sizes = [field.size for field in localizer.fields]
+
+    def step(variables, batch):
+        own, whole = variables
+        images = batch["image"]
+        classify = lambda pixels: full.apply(whole, pixels)[0].argmax(-1)
+        logits, out = localizer.apply(own, views.normalise(images))
+        result = _of_branches(localizer, own, out)
+        found = views.localize(localizer, own, images, preset=SEPARATE)
+        result |= {"corners": found.corners, "valid": found.valid}
+        evidence = localizer.contributions(own, out, logits.argmax(-1))
+        result |= _against_rescaling(localizer, evidence, classify, images)
+        key = jax.random.fold_in(
+            jax.random.key(seed), jax.lax.axis_index(parallel.AXIS)
+        )
+        size = jnp.array(sizes)[out["branch"]]
+        for name, maps in _heatmaps(localizer, evidence, images, key).items():
+            selected = [
+                (
+                    heatmap,
+                    *patches.select(heatmap, field, k=k, iou_threshold=iou_threshold),
+                )
+                for heatmap, field in zip(maps, localizer.fields)
+            ]
+            _, corners, valid = views.choose(selected, out["branch"])
+            mask = cover(corners, valid, size, *images.shape[1:3])
+            for key_, value in _with_and_without(mask, images, classify).items():
+                result[f"{name}/{key_}"] = value
+        return result
+
+    return step
+
+
+def _of_branches(localizer, variables, out) -> dict:
+    """Return what each branch says by itself, and where."""
+    logits = out["branch_logits"]
+    predicted = logits.argmax(-1)  # [b, 3]
+    best = []
+    for j, field in enumerate(localizer.fields):
+        heatmap = localizer.contributions(variables, out, predicted[:, j])[j]
+        corners, _ = patches.select(heatmap, field, k=1)
+        best.append(corners[:, 0])
+    most = max(maps.shape[1] for maps in out["attention"])
+    attention = [
+        jnp.pad(
+            maps,
+            [(0, 0)] + 2 * [(0, most - maps.shape[1])],
+            constant_values=jnp.nan,
+        )
+        for maps in out["attention"]
+    ]
+    return {
+        "branch": out["branch"],
+        "predicted": predicted,
+        "confidence": jax.nn.softmax(logits).max(-1),
+        "best": jnp.stack(best, 1),
+        "attention": jnp.stack(attention, 1),
+    }
+
+
+def _against_rescaling(localizer, evidence, classify, images) -> dict:
+    """Classify one patch, and the whole image at its size, for each branch (Table 4)."""
+    pixels = views.normalise(images)
+    rescaled, localized = [], []
+    for heatmap, field in zip(evidence, localizer.fields):
+        corners, _ = patches.select(heatmap, field, k=1)
+        localized.append(classify(patches.crop(pixels, corners, field.size)[:, 0]))
+        rescaled.append(classify(patches.resize(pixels, field.size)))
+    return {"rescaled": jnp.stack(rescaled, 1), "localized": jnp.stack(localized, 1)}
+
+
+def edges(images: jax.Array) -> jax.Array:
+    """Return the Sobel gradient's magnitude [B, H, W] of uint8 images [B, H, W, 3]."""
+    grey = images.astype(jnp.float32) @ jnp.array(LUMA)
+    grey = jnp.pad(grey, [(0, 0), (1, 1), (1, 1)], mode="edge")[..., None]
+    across = jnp.array(SOBEL, jnp.float32)
+    kernels = jnp.stack([across, across.T], -1)[:, :, None]  # [3, 3, 1, 2]
+    gradient = lax.conv_general_dilated(
+        grey, kernels, (1, 1), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+    return jnp.sqrt((gradient**2).sum(-1))
+
+
+def _heatmaps(localizer, evidence, images, key) -> dict:
+    """Return {localiser: heatmap [b, G, G] of each branch}."""
+    energy = edges(images)
+    maps = {name: [] for name in figures_2020.LOCALIZERS}
+    for heatmap, field in zip(evidence, localizer.fields):
+        window, strides = (1, field.size, field.size), (1, field.stride, field.stride)
+        sums = lax.reduce_window(energy, 0.0, lax.add, window, strides, "VALID")
+        steps = jnp.arange(heatmap.shape[1]) - (heatmap.shape[1] - 1) / 2
+        nearness = -(steps[:, None] ** 2 + steps[None] ** 2)
+        key, own = jax.random.split(key)
+        maps["AnchorNet"].append(heatmap)
+        maps["random"].append(jax.random.uniform(own, heatmap.shape))
+        maps["centre"].append(jnp.broadcast_to(nearness[None], heatmap.shape))
+        maps["edges"].append(sums)
+    return maps
+
+
+def cover(corners, valid, size, height: int, width: int) -> jax.Array:
+    """Mark the pixels that the first 1 ... K patches cover.
+
+    Args:
+      corners: [B, K, 2] int32.
+      valid: [B, K].
+      size: [B] int32, side of the image's patches in pixels.
+      height: of the image in pixels.
+      width: of the image in pixels.
+
+    Returns:
+      [B, K, H, W] bool.
+    """
+
+    def inside(low, length):  # [B, K, length]
+        place = jnp.arange(length)[None, None]
+        return (place >= low[..., None]) & (place < (low + size[:, None])[..., None])
+
+    rows, columns = inside(corners[..., 0], height), inside(corners[..., 1], width)
+    own = rows[..., None] & columns[:, :, None] & valid[..., None, None]
+    return lax.associative_scan(jnp.logical_or, own, axis=1)
+
+
+def _with_and_without(mask, images, classify) -> dict:
+    """Classify what is covered, and what is left; pixels elsewhere are 0 (Figure 6)."""
+
+    def one(kept):  # [b, H, W]
+        return classify(views.normalise(images * kept[..., None]))
+
+    masks = mask.swapaxes(0, 1)  # [K, b, H, W]: one after the other, to fit memory
+    return {
+        "area": mask.mean((2, 3)),
+        "covered": lax.map(one, masks).T,
+        "masked": lax.map(one, ~masks).T,
+    }
+
+
+def _table_4(found, sizes) -> dict:
+    table = {}
+    for j, size in enumerate(sizes):
+        chosen = found["branch"] == j
+        table[str(size)] = {"images": int(chosen.sum())} | {
+            name: float((found[name][chosen, j] == found["label"][chosen]).mean())
+            if chosen.any()
+            else None
+            for name in ("rescaled", "localized")
+        }
+    return table
+
+
+def _figure_6(found) -> dict:
+    right = lambda said: (said == found["label"][:, None]).mean(0).tolist()
+    return {
+        name: [
+            {"patches": n + 1, "area": area, "covered": covered, "masked": masked}
+            for n, (area, covered, masked) in enumerate(
+                zip(
+                    found[f"{name}/area"].mean(0).tolist(),
+                    right(found[f"{name}/covered"]),
+                    right(found[f"{name}/masked"]),
+                )
+            )
+        ]
+        for name in figures_2020.LOCALIZERS
+    }

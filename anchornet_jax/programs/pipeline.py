@@ -1,0 +1,205 @@
+"""The programs, and the one that runs several of them in order.
+
+A pipeline is a dict of stages, each a whole config. Every stage has a directory of its
+own inside the pipeline's; a finished stage is skipped, a killed one resumed. Paths in a
+stage's config are relative to the pipeline's directory.
+"""
+
+import pathlib
+import shutil
+import time
+
+import jax
+from absl import logging
+
+from anchornet_jax import models
+from anchornet_jax.data import loading
+from anchornet_jax.figures import report
+from anchornet_jax.inference import export
+from anchornet_jax.models import multiply_adds
+from anchornet_jax.programs import analyses_2020, evaluate, predict, table_3_2020
+from anchornet_jax.runtime import files, networks, torch_import, workdir
+from anchornet_jax.training import train
+
+
+def prepare(config, directory) -> dict:
+    """Download or generate the config's data set; count the images of its splits."""
+    source = loading.prepare(**config.data)
+    workdir.claim(directory, config.to_dict())
+    splits = source.builder.info.splits
+    return {split: info.num_examples for split, info in splits.items()}
+
+
+def convert(config, directory) -> dict:
+    """Turn a file of PyTorch weights into `directory`/network, for `networks.load`.
+
+    The classes have no names: such a file has none.
+
+    Returns:
+      `network`, its directory, `num_classes` and `parameters`.
+
+    Raises:
+      ValueError: for a file that cannot be read or is of another network, before
+        anything is written.
+    """
+    try:
+        classes = config.num_classes or _classes(torch_import.read(config.source))
+        description = {
+            "name": config.model,
+            "num_classes": classes,
+            "dtype": config.dtype,
+        }
+        variables = torch_import.import_weights(
+            config.source,
+            models.create(**description),
+            fresh_classifier=config.fresh_classifier,
+            seed=config.seed,
+        )
+    except ImportError as error:
+        raise ValueError(f"`config.source`: {error}") from error
+    directory = workdir.claim(directory, config.to_dict())
+    target = directory / train.NETWORK
+    networks.save(target, description, variables, config=config.to_dict())
+    result = {
+        "network": str(target),
+        "num_classes": classes,
+        "parameters": multiply_adds.parameters(variables),
+    }
+    return result
+
+
+def _classes(state) -> int:
+    """Count the classes: the outputs of the last linear layer of a state dict."""
+    outputs = [
+        len(array)
+        for name, array in state.items()
+        if name.endswith("weight") and array.ndim == 2
+    ]
+    if not outputs:
+        raise ValueError(
+            "`config.source` has no linear layer to tell the number of classes; "
+            "give `config.num_classes`"
+        )
+    return outputs[-1]
+
+
+STAGES = {
+    "prepare": prepare,
+    "convert": convert,
+    "train": train.train,
+    "evaluate": evaluate.evaluate,
+    "export": export.export,
+    "scales": table_3_2020.scales,
+    "analyses": analyses_2020.analyses,
+}
+
+
+def pipeline(config, directory) -> dict:
+    """Run the unfinished ones of `config.stages`, end with a report.
+
+    Writes each stage's files in `directory`/STAGE and, from the last `evaluate` stage,
+    `summary.json`, `report.html` and its figures.
+
+    Returns:
+      What `summary.json` holds: the evaluation's summary and `seconds` of each stage
+      (a stage that was killed and resumed counts from its last start).
+
+    Raises:
+      ValueError: for a config that cannot run.
+    """
+    if sorted(config.order) != sorted(config.stages):
+        raise ValueError(
+            f"`config.order` is {config.order}; it must name each of the stages "
+            f"{sorted(config.stages)} once"
+        )
+    for name, one in config.stages.items():
+        if one.program not in STAGES:
+            raise ValueError(
+                f"`config.stages.{name}.program` is {one.program!r}; "
+                f"choose one of {sorted(STAGES)}"
+            )
+    directory = workdir.claim(directory, config.to_dict())
+    evaluated, summary, seconds, made = "", {}, {}, []
+    for number, name in enumerate(config.order, 1):
+        logging.info("stage %d of %d: %s", number, len(config.order), name)
+        program, result = config.stages[name].program, stage(config, name, directory)
+        seconds[name] = result["seconds"]
+        if program == "evaluate":
+            evaluated, summary = name, result
+        if program == "export":
+            made.append(directory / name)
+    summary = {**summary, "seconds": seconds}
+    if jax.process_index() == 0:
+        if evaluated:
+            shutil.copy(directory / evaluated / "examples.npz", directory)
+        files.write_json(directory / "summary.json", summary)
+        made = [directory / "summary.json", report.write(directory), *made]
+        logging.info("wrote %s", ", ".join(str(path) for path in made))
+    return summary
+
+
+def stage(config, name: str, directory) -> dict:
+    """Run one stage of a pipeline, after those that it needs, unless it is finished.
+
+    Returns:
+      As `run_stage`.
+    """
+    directory = workdir.claim(directory, config.to_dict())
+    return run_stage(_resolved(config.stages[name], directory), directory / name)
+
+
+def run_stage(config, directory) -> dict:
+    """Run one program, unless `directory` holds its result already.
+
+    Returns:
+      The program's result and `seconds`, as `result.json` holds them.
+    """
+    result = workdir.finished(directory)
+    if result is not None:
+        workdir.claim(directory, config.to_dict())
+        logging.info("finished before, see %s", directory)
+        return result
+    begun = time.monotonic()
+    result = STAGES[config.program](config, directory)
+    result["seconds"] = round(time.monotonic() - begun, 1)
+    workdir.finish(directory, result)
+    if jax.process_index() == 0:
+        logging.info(
+            "%s: wrote %s in %.0f s", config.program, directory, result["seconds"]
+        )
+    return result
+
+
+def _resolved(config, directory: pathlib.Path):
+    """Return a copy whose paths are inside the pipeline's directory."""
+    config = config.copy_and_resolve_references()
+    for part, keys in (
+        (config, ("init_from", "localizer", "evaluation", "source")),
+        (config.networks, None),
+    ):
+        for key in keys or part.keys():
+            if part[key]:
+                part[key] = str(directory / part[key])
+    return config
+
+
+PROGRAMS = {
+    **{name: run_stage for name in STAGES},
+    "pipeline": pipeline,
+    "predict": predict.predict,
+}
+
+
+def run(config, directory) -> dict:
+    """Run `config.program`, the same on all hosts.
+
+    Raises:
+      ValueError: for an unknown program, a config that cannot run, or hosts that were
+        started with different ones.
+    """
+    workdir.agree(directory, config.to_dict())
+    if config.program not in PROGRAMS:
+        raise ValueError(
+            f"`config.program` is {config.program!r}; choose one of {sorted(PROGRAMS)}"
+        )
+    return PROGRAMS[config.program](config, directory)

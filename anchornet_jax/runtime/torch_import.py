@@ -1,0 +1,192 @@
+"""Weights trained with PyTorch, for the networks of `models`.
+
+One rule fits all, since modules here carry their names in the published state dicts, with
+numbers joined by `_`: `layer1.0.downsample.1.running_var` becomes
+`batch_stats/layer1_0/downsample_1/var`. PyTorch keeps kernels as [out, in, h, w] or
+[out, in]; Flax as [h, w, in, out] or [in, out].
+
+    model = models.create("resnet50", num_classes=1000)
+    variables = torch_import.import_weights("resnet50-0676ba61.pth", model)
+"""
+
+import os
+import pickle
+import re
+import struct
+from collections.abc import Mapping
+
+import jax
+import numpy as np
+from flax import linen as nn
+from flax import traverse_util
+
+from anchornet_jax.runtime import checkpoint
+
+# Where training programs put the weights, beside an epoch or an optimizer's state.
+WRAPPERS = ("net", "model_state_dict", "state_dict")
+# What state dicts hold and nobody needs: a count of steps that BatchNorm reads only
+# without momentum, and the expansion of AnchorNet's first block, which expands nothing.
+UNUSED = re.compile(r".*\.num_batches_tracked|bneck\.0\.(conv1|bn1)\..*")
+# What damaged files were seen to raise in `torch.load`.
+UNREADABLE = (
+    *(OSError, RuntimeError, ValueError, TypeError, LookupError, AttributeError),
+    *(EOFError, AssertionError, pickle.PickleError, struct.error),
+)
+STATISTICS = {"running_mean": "mean", "running_var": "var"}
+
+
+def import_weights(
+    path: str | os.PathLike,
+    model: nn.Module,
+    *,
+    fresh_classifier: bool = False,
+    seed: int = 0,
+) -> dict:
+    """Read a file of PyTorch weights as the variables of a network.
+
+    Args:
+      path: see `read`.
+      model: from `models.create`.
+      fresh_classifier: see `convert`; the fresh one is initialised.
+      seed: of a fresh classifier.
+
+    Raises:
+      ValueError: if the file cannot be read, or is of another network.
+      ImportError: if the library that reads such files is missing.
+    """
+    images = jax.ShapeDtypeStruct((1, 224, 224, 3), np.float32)
+    key = jax.random.key(seed)
+    template = jax.eval_shape(model.init, key, images)
+    variables = convert(read(path), template, fresh_classifier=fresh_classifier)
+    flat = traverse_util.flatten_dict(variables, sep="/")
+    fresh = [at for at, x in flat.items() if isinstance(x, jax.ShapeDtypeStruct)]
+
+    @jax.jit  # XLA drops the rest of the network, so this compiles at once
+    def initial(key):
+        initialised = model.init(key, np.zeros(images.shape, images.dtype))
+        initialised = traverse_util.flatten_dict(initialised, sep="/")
+        return {at: initialised[at] for at in fresh}
+
+    if fresh:
+        flat |= jax.device_get(initial(key))
+    return traverse_util.unflatten_dict(flat, sep="/")
+
+
+def convert(
+    state: Mapping[str, np.ndarray], template: dict, *, fresh_classifier: bool = False
+) -> dict:
+    """Turn a state dict into the variables of a network, float32.
+
+    Args:
+      state: arrays in PyTorch's layout, by name.
+      template: the network's variables, or their shapes from `jax.eval_shape`.
+      fresh_classifier: leave in place what `template` has as classifier, if the number
+        of classes is another. The classifier is any linear layer that differs from the
+        state's in nothing but its number of outputs.
+
+    Raises:
+      ValueError: if names or shapes differ. The message lists both sides.
+    """
+    wanted = traverse_util.flatten_dict(template, sep="/")
+    found = {}
+    for name, array in state.items():
+        at, array = _translate(name, array)
+        if at in wanted or not UNUSED.fullmatch(name):
+            found[at] = array
+    classifier = _classifier(found, wanted)
+    if fresh_classifier:
+        found |= {at: wanted[at] for at in classifier}
+    try:
+        checkpoint.match(found, template)
+    except ValueError as error:
+        hint = "\nAnother number of classes needs `fresh_classifier`."
+        hint = hint if classifier and not fresh_classifier else ""
+        raise ValueError(f"{error}{hint}") from None
+    return traverse_util.unflatten_dict(found, sep="/")
+
+
+def _translate(name: str, array) -> tuple[str, np.ndarray]:
+    """Return where an entry of a state dict belongs, and its array in Flax's layout."""
+    # The published DenseNets are older than their modules' names: norm.1 is norm1 now.
+    name = re.sub(r"(?<=denselayer)(\d+\.\w+)\.(?=[12]\.)", r"\1", name)
+    *path, leaf = re.sub(r"\.(\d+)(?=\.)", r"_\1", name).split(".")
+    array = np.asarray(array, np.float32)
+    if leaf in STATISTICS:
+        return "/".join(("batch_stats", *path, STATISTICS[leaf])), array
+    if leaf == "weight":
+        leaf = "kernel" if array.ndim > 1 else "scale"
+    if leaf == "kernel":
+        array = np.moveaxis(array, (0, 1), (-1, -2))
+    return "/".join(("params", *path, leaf)), array
+
+
+def _classifier(found: dict, wanted: dict) -> set[str]:
+    """Return the leaves of linear layers that differ in their number of outputs alone."""
+    modules = {
+        at.removesuffix("kernel")
+        for at in found.keys() & wanted.keys()
+        if at.endswith("/kernel")
+        and found[at].ndim == len(wanted[at].shape) == 2
+        and found[at].shape[0] == wanted[at].shape[0]
+        and found[at].shape[1] != wanted[at].shape[1]
+    }
+    return {at for at in wanted if at.rpartition("/")[0] + "/" in modules}
+
+
+def read(path: str | os.PathLike) -> dict[str, np.ndarray]:
+    """Read a state dict: arrays in PyTorch's layout, by name.
+
+    Args:
+      path: a `.safetensors` file, or one that `torch.save` wrote of a state dict or of a
+        dict that holds one under a key of `WRAPPERS`. The prefix `module.`, which data
+        parallelism leaves, is dropped.
+
+    Raises:
+      ValueError: if there is no such file, or it is damaged or holds something else.
+      ImportError: if torch, or safetensors, is needed and missing.
+    """
+    path = os.fspath(path)
+    if not os.path.isfile(path):
+        raise ValueError(f"`path` is {path!r}; there is no such file")
+    load = _load_safetensors if path.endswith(".safetensors") else _load_torch
+    return {name.removeprefix("module."): x for name, x in load(path).items()}
+
+
+def _load_safetensors(path: str) -> dict[str, np.ndarray]:
+    try:
+        import safetensors.numpy
+    except ImportError:
+        message = f"{path} is read with safetensors: `pip install safetensors`"
+        raise ImportError(message) from None
+    try:
+        return safetensors.numpy.load_file(path)
+    except safetensors.SafetensorError as error:
+        raise ValueError(f"{path} is damaged: {error}") from None
+
+
+def _load_torch(path: str) -> dict[str, np.ndarray]:
+    try:
+        import torch
+    except ImportError:
+        raise ImportError(f"{path} is read with PyTorch: `pip install torch`") from None
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except UNREADABLE as error:
+        named = re.search(r"GLOBAL (\S+)", str(error))
+        problem = (
+            f"holds a Python object ({named[1]}) beside tensors, which loading would run"
+            " as code; save the `state_dict()` of a module, not the module"
+            if named
+            else f"is damaged, or not of `torch.save` ({type(error).__name__})"
+        )
+        raise ValueError(f"{path} {problem}") from None
+    for key in WRAPPERS:
+        if isinstance(state, Mapping) and isinstance(state.get(key), Mapping):
+            state = state[key]
+            break
+    if not isinstance(state, Mapping) or not all(
+        isinstance(name, str) and torch.is_tensor(x) for name, x in state.items()
+    ):
+        has = f"keys {list(state)}" if isinstance(state, Mapping) else type(state)
+        raise ValueError(f"{path} is no state dict, nor holds one in {WRAPPERS}: {has}")
+    return {name: tensor.float().numpy() for name, tensor in state.items()}

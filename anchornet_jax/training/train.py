@@ -1,0 +1,237 @@
+"""Training: one loop for every stage of Localizing Semantic Patches (2022), Sec. 3.5.
+
+The stages differ in the network and in the view it is given (`views`), in nothing else:
+Stage I (Eq. 3), the full-image network, the glance network (Eq. 4) and the patch network
+(Eq. 5). A run that is stopped at any moment and started again goes on from its last
+checkpoint and ends with the same parameters; SIGTERM makes it write one first.
+"""
+
+import contextlib
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from absl import logging
+from clu import metric_writers, periodic_actions
+from flax import linen as nn
+
+from anchornet_jax import models
+from anchornet_jax.data import loading
+from anchornet_jax.methods import views
+from anchornet_jax.models import multiply_adds
+from anchornet_jax.runtime import checkpoint, networks, parallel, preemption, workdir
+from anchornet_jax.training import train_step
+
+NETWORK = "network"  # the trained network in the run's directory
+
+
+class Run(NamedTuple):
+    """A config made concrete: what the loop needs, checked, nothing written yet."""
+
+    source: loading.Source
+    description: dict  # arguments of `models.create`
+    model: nn.Module
+    view: Callable
+    frozen: dict | None  # the localizer's variables
+    optimizer: optax.GradientTransformation
+    input_size: int  # pixels
+    steps: int
+    save_every: int  # steps
+    predict: Callable  # the mapped `make_predict_step`
+
+
+def plan(config) -> Run:
+    """Check a config and prepare its data.
+
+    Raises:
+      ValueError: for what cannot run, before anything is compiled or written.
+    """
+    parallel.local_batch(config.batch_size)
+    images = config.batch_size // jax.device_count()
+    if config.accumulate < 1 or images % config.accumulate:
+        raise ValueError(
+            f"`config.accumulate` is {config.accumulate}; it must divide the {images} "
+            "images of a batch that each device has"
+        )
+    source = loading.prepare(**config.data)
+    per_epoch = loading.steps_per_epoch(source, config.train_split, config.batch_size)
+    source.examples(config.calibration_split)
+    steps = max(1, round(config.epochs * per_epoch))
+    description = {
+        "name": config.model,
+        "num_classes": len(source.classes),
+        "dtype": config.dtype,
+    }
+    model = models.create(**description, axis_name=parallel.AXIS)
+    if config.localizer:
+        localizer, frozen, _ = networks.load(config.localizer)
+    elif config.view.name == "patches":
+        raise ValueError(
+            "`config.localizer` is empty; the view `patches` needs the directory of a "
+            "trained AnchorNet"
+        )
+    else:
+        localizer, frozen = models.create("anchornet", len(source.classes)), None
+    view = views.make(localizer=localizer, **config.view)
+    images = jax.ShapeDtypeStruct((1, *2 * [source.image_size], 3), jnp.uint8)
+    keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), 1))
+    inputs, _ = jax.eval_shape(view, images, keys, frozen)
+    return Run(
+        source,
+        description,
+        model,
+        view,
+        frozen,
+        train_step.create_optimizer(steps, **config.optimizer),
+        inputs.shape[2],
+        steps,
+        max(1, round(config.save_every_epochs * per_epoch)),
+        parallel.predict_step(train_step.make_predict_step(model, view, config.seed)),
+    )
+
+
+def train(config, directory) -> dict:
+    """Train one network as the config says; resume what `directory` holds.
+
+    Writes TensorBoard summaries, `checkpoints/` and, at the end, `network/`: the best
+    state on the calibration split, to be loaded by `networks.load`.
+
+    Returns:
+      `accuracy` on the calibration split, `macs` at the size it is trained at,
+      `parameters`, `steps`, and `network`, its directory.
+
+    Raises:
+      ValueError: for a config that cannot run, before anything is compiled or written.
+      FloatingPointError: if the loss is not finite; it names the step.
+      preemption.Preempted: after SIGTERM, once the state is saved.
+    """
+    run = plan(config)
+    variables = None
+    if config.init_from:
+        variables, _ = checkpoint.load_variables(config.init_from)
+        wanted = train_step.shapes(run.model, run.input_size)
+        variables = checkpoint.match(variables, wanted)
+    state = train_step.create_state(
+        run.model, run.optimizer, run.input_size, config.seed, variables
+    )
+    directory = workdir.claim(directory, config.to_dict())
+    result = {
+        "macs": multiply_adds.model_macs(run.model, run.input_size),
+        "parameters": multiply_adds.parameters({"params": state.params}),
+        "steps": run.steps,
+        "network": str(directory / NETWORK),
+    }
+    logging.info(
+        "%s: %d parameters, %.1f M multiply-adds at %d pixels",
+        config.model,
+        result["parameters"],
+        result["macs"] / 1e6,
+        run.input_size,
+    )
+    with (
+        checkpoint.Checkpoints(directory / "checkpoints") as checkpoints,
+        contextlib.closing(
+            metric_writers.create_default_writer(
+                str(directory), just_logging=jax.process_index() > 0
+            )
+        ) as writer,
+        preemption.watch() as asked_to_stop,
+    ):
+        state, scores = _loop(run, config, state, checkpoints, writer, asked_to_stop)
+        step, best = checkpoints.restore_best(state)
+    result["accuracy"] = scores.get(step) or _evaluate(run, config, best)
+    networks.save(
+        directory / NETWORK,
+        run.description,
+        _variables(best),
+        classes=run.source.classes,
+        config=config.to_dict(),
+        step=step,
+        accuracy=result["accuracy"],
+    )
+    return result
+
+
+def _loop(run, config, state, checkpoints, writer, asked_to_stop):
+    """Train to the last step; return the last state, on the host, and {step: score}."""
+    step_fn = parallel.train_step(
+        train_step.make_train_step(
+            run.model, run.view, run.optimizer, config.seed, config.accumulate
+        )
+    )
+    start, state = checkpoints.restore(state) or (0, state)
+    if start:
+        logging.info("resumed at step %d of %d", start, run.steps)
+    state, frozen = parallel.replicate((state, run.frozen))
+    report = periodic_actions.ReportProgress(
+        num_train_steps=run.steps, writer=writer, every_secs=10, every_steps=None
+    )
+    batches = loading.training(
+        run.source,
+        config.train_split,
+        batch_size=config.batch_size,
+        seed=config.seed,
+        first_step=start,
+    )
+    scores = {}
+    pending = []  # sums of the steps since the last log, on the device
+    for step in range(start + 1, run.steps + 1):
+        state, sums = step_fn(state, frozen, next(batches))
+        pending.append(sums)
+        if len(pending) > 2:  # or steps, and their batches, would queue up unseen
+            jax.block_until_ready(pending[-3])
+        report(step)
+        stop = asked_to_stop(step)
+        save = step % run.save_every == 0 or step == run.steps
+        if save or stop or step % config.log_every_steps == 0:
+            _log(writer, step, jax.device_get(pending))
+            pending = []
+        if save:
+            scores[step] = _evaluate(run, config, state)
+            writer.write_scalars(step, {"calibration_accuracy": scores[step]})
+            checkpoints.save(step, state, metric=scores[step])
+        if stop:
+            if not save:  # no score: such a state is never the best
+                checkpoints.save(step, state)
+            checkpoints.wait()
+            raise preemption.Preempted(
+                f"stopped by SIGTERM; saved step {step} of {run.steps}, the same "
+                "command goes on from there"
+            )
+    return jax.device_get(state), scores
+
+
+def _log(writer, step, sums) -> None:
+    """Write means over the last steps; refuse to go on from a loss that is no number."""
+    for at, values in enumerate(sums, step - len(sums) + 1):
+        if not np.isfinite(values["loss"]):
+            raise FloatingPointError(
+                f"the loss is {values['loss']} at step {at}; no state from there on was "
+                "saved. Try a lower `config.optimizer.learning_rate` or more `warmup`."
+            )
+    total = jax.tree.map(lambda *values: np.sum(values), *sums)
+    writer.write_scalars(
+        step,
+        {
+            "loss": total["loss"] / total["count"],
+            "accuracy": total["correct"] / total["images"],
+        },
+    )
+
+
+def _evaluate(run, config, state) -> float:
+    """Return the accuracy of a state on the calibration split."""
+    networks = parallel.replicate((_variables(state), run.frozen))
+    batches = loading.evaluation(
+        run.source,
+        config.calibration_split,
+        batch_size=config.batch_size // config.accumulate,  # what fits a device
+    )
+    return train_step.accuracy(run.predict, networks, batches)
+
+
+def _variables(state) -> dict:
+    return {"params": state.params, "batch_stats": state.batch_stats}
