@@ -46,7 +46,7 @@ def test_depthwise_equals_native(height, width, side, stride, padding):
     where = {"stride": stride, "padding": padding}
     assert_same(
         functools.partial(layers.depthwise, **where),
-        functools.partial(layers._native, groups=6, **where),
+        functools.partial(layers.native_convolution, groups=6, **where),
         x=normal(2, height, width, 6),
         kernel=normal(side, side, 1, 6),
     )
@@ -60,7 +60,7 @@ def test_grouped_equals_native(channels, features, groups, stride):
     where = {"stride": stride, "padding": 1, "groups": groups}
     assert_same(
         functools.partial(layers.grouped, **where),
-        functools.partial(layers._native, **where),
+        functools.partial(layers.native_convolution, **where),
         x=normal(2, 7, 6, channels),
         kernel=normal(3, 3, channels // groups, features),
     )
@@ -93,7 +93,7 @@ def test_pointwise_equals_native(stride, key):
     x = jax.random.normal(key, (2, 7, 8, 5))
     conv = layers.Conv(3, stride=stride)
     variables = conv.init(key, x)
-    native = layers._native(
+    native = layers.native_convolution(
         x, variables["params"]["kernel"], stride=stride, padding=0, groups=1
     )
     np.testing.assert_allclose(conv.apply(variables, x), native, atol=1e-5)

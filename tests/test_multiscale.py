@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 
 from anchornet_jax import models
-from anchornet_jax.methods import patches, views
+from anchornet_jax.methods import localize, patches
 from anchornet_jax.models import (
     anchornet_2020,
     attribution,
     multiply_adds,
     receptive_field,
 )
-from anchornet_jax.training import train_step
+from anchornet_jax.training import objectives
 from tests import tiny
 
 TABLE_1 = [  # 2020, Table 1: IR of the next row, and RF
@@ -129,8 +129,8 @@ def test_localisation_computes_no_map_of_all_channels(name):
     model = models.create(name, num_classes=77)
     variables = jax.eval_shape(lambda: tiny.drawn(model, SIDE))
     images = jax.ShapeDtypeStruct((2, SIDE, SIDE, 3), jnp.uint8)
-    localize = jax.jit(functools.partial(views.localize, model))
-    text = localize.lower(variables, images).compile().as_text()
+    find = jax.jit(functools.partial(localize.localize, model))
+    text = find.lower(variables, images).compile().as_text()
     maps = re.findall(r"f32\[2,(?!1,1)\d+,\d+,(\d+)\]", text)
     assert maps and not {"77", "512"} & set(maps)
 
@@ -161,7 +161,7 @@ def test_training_has_six_heads():
         variables = jax.eval_shape(model.init, jax.random.key(0), shapes(SIDE))
         (logits, _), _ = jax.eval_shape(train, variables, shapes(SIDE))
     assert logits.shape == (1, 6, 4)
-    loss = train_step.cross_entropy(jnp.zeros((3, 1, 6, 4)), jnp.array([0, 1, 2]))
+    loss = objectives.cross_entropy(jnp.zeros((3, 1, 6, 4)), jnp.array([0, 1, 2]))
     np.testing.assert_allclose(loss, np.full((3, 1), 6 * np.log(4)), rtol=1e-6)
 
 

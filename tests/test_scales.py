@@ -1,4 +1,4 @@
-"""Patches of three sizes through views, sequence, engine, steps and pictures."""
+"""Patches of three sizes through views, method, engine, steps and pictures."""
 
 import jax
 import jax.numpy as jnp
@@ -7,7 +7,8 @@ import pytest
 
 from anchornet_jax.figures import pictures
 from anchornet_jax.inference import engine, serialised, stopping
-from anchornet_jax.methods import anchornet, patches, views
+from anchornet_jax.methods import localize, patches, preprocessing, registry, views
+from anchornet_jax.methods import method as protocol
 from anchornet_jax.runtime import parallel
 from anchornet_jax.runtime.networks import Network
 from tests import tiny
@@ -24,13 +25,12 @@ def network(model, size, seed):
 @pytest.fixture(scope="module")
 def method():
     """Return the method with random networks of three classes, three inputs."""
-    return anchornet.Sequence(
-        network(tiny.TinyScales(3), SIDE, 4),
-        network(tiny.Tiny(3), 20, 1),
-        network(tiny.Tiny(3), 20, 2),
-        inputs=3,
-        iou_threshold=0.5,
-    )
+    members = {
+        "localizer": network(tiny.TinyScales(3), SIDE, 4),
+        "glance": network(tiny.Tiny(3), 20, 1),
+        "patch": network(tiny.Tiny(3), 20, 2),
+    }
+    return registry.create("anchornet", members, inputs=3, iou_threshold=0.5)
 
 
 @pytest.fixture(scope="module")
@@ -44,18 +44,25 @@ def images():
 @pytest.fixture(scope="module")
 def table(method, images):
     """Return the exit table's columns for all images."""
-    step = parallel.predict_step(anchornet.make_table_step(method, random=True, seed=0))
+    variables = parallel.replicate(protocol.variables(method))
     batch = parallel.shard({"image": images})
-    return parallel.gather(step(parallel.replicate(method.variables()), batch))
+    return parallel.gather(protocol.make_table(method)(variables, batch))
 
 
 @pytest.fixture(scope="module")
 def found(method, images):
     """Return the localisation of all images."""
-    localizer = method.anchornet
-    return views.localize(
+    localizer = method.networks["localizer"]
+    return localize.localize(
         localizer.model, localizer.variables, images, k=2, iou_threshold=0.5
     )
+
+
+def boxes_of(found):
+    """Return (top, left, bottom, right) of the patches [B, K, 4]; -1 where none is."""
+    size = np.take(SIZES, found.branch)[:, None, None]
+    boxes = np.concatenate([found.corners, found.corners + size], -1)
+    return np.where(np.asarray(found.valid)[..., None], boxes, -1)
 
 
 def resized(pixels, size):
@@ -64,13 +71,15 @@ def resized(pixels, size):
 
 def test_every_branch_is_chosen(found, table):
     assert set(np.asarray(found.branch)) == {0, 1, 2}
-    np.testing.assert_array_equal(table["size"], np.take(SIZES, found.branch))
+    whole, boxes = table["boxes"][:, 0], table["boxes"][:, 1:]
+    assert (whole == [0, 0, SIDE, SIDE]).all()
+    np.testing.assert_array_equal(boxes, boxes_of(found))
 
 
 def test_patches_are_the_chosen_branch_s(method, images, found):
     """Strongest first, of the right grid; the rest of the largest grid is NaN."""
-    model, variables, _ = method.anchornet
-    logits, out = jax.jit(model.apply)(variables, views.normalise(images))
+    model, variables, _ = method.networks["localizer"]
+    logits, out = jax.jit(model.apply)(variables, preprocessing.normalise(images))
     np.testing.assert_array_equal(out["branch"], found.branch)
     for i, j in enumerate(np.asarray(found.branch)):
         grid = (SIDE - SIZES[j]) // 4 + 1
@@ -85,13 +94,15 @@ def test_patches_are_the_chosen_branch_s(method, images, found):
 
 
 def test_cut_brings_patches_to_the_middle_size(method, images, found):
-    pixels = views.cut(method.anchornet.model, images, found)
+    pixels = views.cut(method.model, images, found)
     assert pixels.shape == (COUNT, 2, 20, 20, 3)
     for i in range(COUNT):
         size = SIZES[int(found.branch[i])]
         y, x = np.asarray(found.corners[i, 0])
         own = resized(images[None, i, y : y + size, x : x + size], 20)
-        np.testing.assert_allclose(pixels[i, 0], views.normalise(own)[0], atol=1e-4)
+        np.testing.assert_allclose(
+            pixels[i, 0], preprocessing.normalise(own)[0], atol=1e-4
+        )
 
 
 def test_one_size_is_copied_pixel_for_pixel(images):
@@ -104,13 +115,13 @@ def test_one_size_is_copied_pixel_for_pixel(images):
 
 @pytest.mark.parametrize(("branch", "size"), [(1, 20), (2, 28)])
 def test_view_of_one_branch_keeps_its_size(method, images, branch, size):
-    model, variables, _ = method.anchornet
+    model, variables, _ = method.networks["localizer"]
     view = views.make("patches", model, k=2, branch=size)
     inputs, valid = view(images, None, variables)
-    found = views.localize(model, variables, images, k=2, branch=size)
+    found = localize.localize(model, variables, images, k=2, branch=size)
     assert (np.asarray(found.branch) == branch).all()
     wanted = patches.crop(images, found.corners, size)
-    np.testing.assert_allclose(inputs, views.normalise(wanted), atol=1e-5)
+    np.testing.assert_allclose(inputs, preprocessing.normalise(wanted), atol=1e-5)
     np.testing.assert_array_equal(valid, found.valid)
 
 
@@ -118,7 +129,7 @@ def test_preset_gives_room_for_its_largest_k(method, images, monkeypatch):
     """As the papers' 24, 10 and 8: of the other branches the rest does not exist."""
     known = {size: patches.Selection(k, 1.0, 1.0) for size, k in zip(SIZES, (5, 3, 2))}
     monkeypatch.setitem(patches.PRESETS, "rooms", known)
-    model, variables, _ = method.anchornet
+    model, variables, _ = method.networks["localizer"]
     view = views.make("patches", model, preset="rooms", branch=28)
     inputs, valid = view(images, None, variables)
     assert inputs.shape == (COUNT, 5, 28, 28, 3)
@@ -135,20 +146,19 @@ def test_preset_gives_room_for_its_largest_k(method, images, monkeypatch):
 )
 def test_views_that_cannot_be(method, arguments, message):
     with pytest.raises(ValueError, match=message):
-        views.make("patches", method.anchornet.model, **arguments)
+        views.make("patches", method.model, **arguments)
 
 
 def test_table_equals_input_after_input(method, images, found, table):
-    pixels = views.cut(method.anchornet.model, images, found)
-    glance = views.normalise(resized(images, 20))
-    run = [method.glance.model.apply(method.glance.variables, glance)]
-    run += [
-        method.patches.model.apply(method.patches.variables, pixels[:, k])
-        for k in range(2)
-    ]
-    logits = jnp.stack([logits for logits, _ in run], 1)
-    seen = jnp.concatenate([jnp.ones((COUNT, 1), bool), found.valid], 1)
-    confidence, predicted = anchornet.decide(logits, seen, "logits")
+    pixels = views.cut(method.model, images, found)
+    glance = preprocessing.normalise(resized(images, 20))
+    apply = lambda role, pixels: method.networks[role].model.apply(
+        method.networks[role].variables, pixels
+    )[0]
+    own = [apply("glance", glance), *(apply("patch", pixels[:, k]) for k in range(2))]
+    exists = np.pad(found.valid, [(0, 0), (1, 0)], constant_values=True)
+    total = np.cumsum(np.stack(own, 1) * exists[..., None], 1)
+    confidence, predicted = protocol.decide(jnp.asarray(total))
     np.testing.assert_allclose(table["confidence"], confidence, rtol=1e-4)
     np.testing.assert_array_equal(table["predicted"], predicted)
 
@@ -178,43 +188,53 @@ def test_engine_equals_the_table(method, images, table):
     )
     later = exits > 0
     assert 0 < later.sum() < COUNT
-    np.testing.assert_array_equal(result.corners[later], table["corners"][later])
+    for t in range(3):
+        seen = exits >= t
+        np.testing.assert_array_equal(result.boxes[seen, t], table["boxes"][seen, t])
+        assert (result.boxes[~seen, t] == -1).all()
 
 
 def test_serialised_steps_equal_the_table(method, images, table):
-    traced = serialised.serialise(method, SIDE)
-    run = serialised.deserialise(traced, method.variables(), {})
-    corners, valid, heatmap, branch = run.localize(images)
-    np.testing.assert_array_equal(corners, table["corners"])
-    np.testing.assert_allclose(heatmap, table["heatmap"], atol=1e-4)
-    logits = [run.glance(images)]
-    logits += [run.patch(images, corners[:, k], branch) for k in range(2)]
-    seen = jnp.concatenate([jnp.ones((COUNT, 1), bool), valid], 1)
-    confidence, predicted = run.decide(jnp.stack(logits, 1), seen)
+    steps = serialised.deserialise(
+        serialised.serialise(method, SIDE),
+        protocol.variables(method),
+        serialised.describe(method),
+        {},
+    )
+    confidence, predicted = protocol.decide(steps.logits(images))
     np.testing.assert_allclose(confidence, table["confidence"], rtol=1e-4)
     np.testing.assert_array_equal(predicted, table["predicted"])
+    state, _ = steps.run[0](images)
+    for step in steps.run[1:]:
+        state, _ = step(images, state)
+    found = method.regions(state, SIDE)
+    np.testing.assert_array_equal(found.boxes, table["boxes"])
+    np.testing.assert_allclose(found.heatmap, table["heatmap"], atol=1e-4)
+    np.testing.assert_array_equal(found.extent, table["extent"])
 
 
-def test_pictures_draw_each_image_s_own_patches(images, table):
-    names = ("heatmap", "corners", "valid", "size", "predicted", "confidence")
+def test_pictures_draw_each_image_s_own_patches(images, table, found):
+    names = ("heatmap", "boxes", "extent", "predicted", "confidence")
     arrays = {name: table[name] for name in names} | {
         "image": images,
         "label": np.zeros(COUNT, int),
         "exit": np.full(COUNT, 2),
-        "patch_size": np.array(20),
     }
-    figure = pictures.examples(arrays, ["a", "b", "c"])
+    exits = ["glance", "look", "patch"]
+    figure = pictures.examples(arrays, ["a", "b", "c"], exits)
     columns = 1 + 3
-    for i, size in enumerate(table["size"]):
+    for i, size in enumerate(np.take(SIZES, found.branch)):
         picture = figure.axes[columns * i]
         sides = {patch.get_width() for patch in picture.patches}
         assert sides == {size}
         left, right, _, _ = picture.images[1].get_extent()
-        # Locations stand for the centres of their patches, a stride of 4 px each.
-        assert (left, right) == (
-            (size - 4) / 2,
-            (size - 4) / 2 + 4 * ((60 - size) // 4 + 1),
-        )
+        # Locations stand for the centres of their patches, a stride of 4 px each; a
+        # smaller grid than the largest ends in cells without a value.
+        first = (size - 4) / 2
+        assert (left, right) == (first, first + 4 * 13)
+        cells = picture.images[1].get_array()
+        grid = (SIDE - size) // 4 + 1
+        assert not cells.mask[:grid, :grid].any() and cells.mask.sum() == 169 - grid**2
         assert figure.axes[columns * i + 2].images[0].get_array().shape[:2] == (
             size,
             size,

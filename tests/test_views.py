@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from anchornet_jax import models
-from anchornet_jax.methods import patches, views
+from anchornet_jax.methods import localize, patches, preprocessing, views
 
 
 @pytest.fixture(scope="module")
@@ -30,31 +30,36 @@ def see(name, localizer, images, **kwargs):
 
 def test_normalise():
     pixels = np.array([[[[0, 128, 255]]]], np.uint8)
-    wanted = (np.array([0, 128, 255]) / 255 - views.MEAN) / views.STD
-    np.testing.assert_allclose(views.normalise(pixels)[0, 0, 0], wanted, rtol=1e-5)
+    mean, std = preprocessing.MEAN, preprocessing.STD
+    wanted = (np.array([0, 128, 255]) / 255 - mean) / std
+    np.testing.assert_allclose(
+        preprocessing.normalise(pixels)[0, 0, 0], wanted, rtol=1e-5
+    )
 
 
 def test_full(localizer, images):
     inputs, valid = see("full", localizer, images)
-    np.testing.assert_allclose(inputs[:, 0], views.normalise(images), rtol=1e-5)
+    np.testing.assert_allclose(inputs[:, 0], preprocessing.normalise(images), rtol=1e-5)
     assert valid.shape == (2, 1) and valid.all()
 
 
 def test_resized(localizer, images):
     inputs, valid = see("resized", localizer, images)
-    wanted = patches.resize(views.normalise(images), 95)
+    wanted = patches.resize(preprocessing.normalise(images), 95)
     np.testing.assert_allclose(inputs[:, 0], wanted, atol=1e-5)
     assert valid.all()
 
 
 def test_patches(localizer, images):
     inputs, valid = see("patches", localizer, images, k=2, iou_threshold=0.9)
-    found = views.localize(*localizer, images, k=2, iou_threshold=0.9)
+    found = localize.localize(*localizer, images, k=2, iou_threshold=0.9)
     assert inputs.shape == (2, 2, 95, 95, 3) and valid.all()
     for b in range(2):
         for k, (y, x) in enumerate(np.asarray(found.corners[b])):
             patch = images[b, y : y + 95, x : x + 95]
-            np.testing.assert_allclose(inputs[b, k], views.normalise(patch), atol=1e-5)
+            np.testing.assert_allclose(
+                inputs[b, k], preprocessing.normalise(patch), atol=1e-5
+            )
 
 
 def test_random_depends_on_the_key_alone(localizer, images):

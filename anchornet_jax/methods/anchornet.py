@@ -1,252 +1,190 @@
-"""Sequential inference: the glance, then one patch after another (2022, Sec. 3.4).
+"""AnchorNet's sequence: a glance, then one localised patch after another.
 
-Here every image runs through all steps, which gives the exit table that thresholds are
-fitted to; leaving early for real is another module's task.
+Localizing Semantic Patches (2022), Sec. 3.4, Algorithm 1. The localiser of 2020 and those
+that learned nothing are the same method with another localiser. An image that leaves at
+the glance never pays for the localiser: the step after it looks for the patches and
+classifies the first.
+
+    method = AnchorNet({"localizer": ..., "glance": ..., "patch": ...}, inputs=5)
 """
 
-from typing import NamedTuple
+import dataclasses
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from anchornet_jax.methods import patches, views
+from anchornet_jax.methods import localize, patches, preprocessing
+from anchornet_jax.methods.method import Regions, Step
 from anchornet_jax.models import Network, multiply_adds
-from anchornet_jax.runtime import parallel
 
-NETWORKS = ("anchornet", "glance", "patches")  # members of a `Sequence`
 FUSE = ("logits", "probabilities")
+LEARNED = "network"  # the localiser that is one of the networks
 
 
-class Sequence(NamedTuple):
-    """The three networks of the method, and how many inputs they see.
+@dataclasses.dataclass(frozen=True, eq=False)
+class AnchorNet:
+    """The sequential classifier.
 
     Attributes:
-      anchornet: selects the patches.
-      glance: sees the resized image.
-      patches: sees each patch.
+      networks: `localizer` selects the patches, unless a heuristic does; `glance` sees
+        the resized image and `patch` each patch.
       inputs: T, the glance and T - 1 patches.
       iou_threshold: of the selection.
       fuse: what is summed over inputs: `logits` as the authors do, or `probabilities`
         as Algorithm 1 can be read.
+      localizer: `network`, or a key of `localize.HEURISTICS`.
     """
 
-    anchornet: Network
-    glance: Network
-    patches: Network
-    inputs: int
-    iou_threshold: float
+    networks: dict[str, Network]
+    inputs: int = 5
+    iou_threshold: float = 0.3
     fuse: str = "logits"
+    localizer: str = LEARNED
+
+    def __post_init__(self):
+        if self.inputs < 2:
+            raise ValueError(
+                f"`inputs` is {self.inputs}; allowed is 2 or more, glance and patches"
+            )
+        if self.fuse not in FUSE:
+            raise ValueError(f"`fuse` is {self.fuse!r}; choose one of {FUSE}")
+
+    @staticmethod
+    def roles(localizer: str = LEARNED, **_) -> tuple[str, ...]:
+        """Return the roles of the networks that a localiser needs.
+
+        Raises:
+          ValueError: for an unknown localiser.
+        """
+        known = (LEARNED, *localize.HEURISTICS)
+        if localizer not in known:
+            raise ValueError(f"`localizer` is {localizer!r}; choose one of {known}")
+        own = ("localizer",) if localizer == LEARNED else ()
+        return (*own, "glance", "patch")
+
+    @property
+    def arguments(self) -> dict:
+        """Return all but the networks."""
+        names = (f.name for f in dataclasses.fields(self) if f.name != "networks")
+        return {name: getattr(self, name) for name in names}
+
+    @property
+    def model(self):
+        """Return what localises: a network's module, or a heuristic."""
+        if self.localizer == LEARNED:
+            return self.networks["localizer"].model
+        return localize.Heuristic(self.localizer)
 
     @property
     def patch_size(self) -> int:
         """Return the side in pixels at which glance and patches are seen, P."""
-        return self.anchornet.model.field.size
+        return self.model.field.size
 
     @property
     def sizes(self) -> tuple[int, ...]:
         """Return the sides in pixels of the patches that each branch localises."""
-        return tuple(field.size for field in self.anchornet.model.fields)
+        return tuple(field.size for field in self.model.fields)
 
     @property
-    def classes(self) -> list[str]:
-        """Return the names of the classes, numbers where no network knows them."""
-        for name in NETWORKS:
-            if "classes" in getattr(self, name).metadata:
-                return getattr(self, name).metadata["classes"]
-        return [str(n) for n in range(self.anchornet.model.num_classes)]
+    def steps(self) -> tuple[Step, ...]:
+        """Return the glance, localisation with the first patch, and the other patches."""
+        looks = tuple(r for r in self.roles(self.localizer) if r != "glance")
+        glance = Step("glance", ("glance",), self._glance)
+        look = Step("look", looks, self._look)
+        patch = Step("patch", ("patch",), self._patch)
+        return (glance, look, *(self.inputs - 2) * (patch,))
 
-    def variables(self) -> dict:
-        """Return the variables of all networks, as the steps below take them."""
-        return {name: getattr(self, name).variables for name in NETWORKS}
+    def start(self, count: int, image_size: int) -> dict:
+        """Return nothing seen: no evidence, no patches."""
+        k = self.inputs - 1
+        names = next(iter(self.networks.values())).model.num_classes
+        grid = [max(n) for n in zip(*(f.grid(*2 * [image_size]) for f in self.fields))]
+        return {
+            "total": jnp.zeros((count, names), jnp.float32),
+            "seen": jnp.zeros((count, 1), jnp.float32),
+            "corners": jnp.zeros((count, k, 2), jnp.int32),
+            "valid": jnp.zeros((count, k), bool),
+            "branch": jnp.zeros(count, jnp.int32),
+            "heatmap": jnp.full((count, *grid), jnp.nan, jnp.float32),
+        }
+
+    @property
+    def fields(self):
+        """Return the size and stride of each branch's patches."""
+        return self.model.fields
 
     def macs(self, image_size: int) -> list[int]:
-        """Return the multiply-adds of leaving after 1 ... T inputs.
-
-        An image that leaves after the glance never pays for AnchorNet.
-        """
-        localizer = multiply_adds.model_macs(self.anchornet.model, image_size)
-        glance, patch = (
-            multiply_adds.model_macs(network.model, self.patch_size)
-            for network in (self.glance, self.patches)
+        """Return the multiply-adds of each step; a heuristic localises for none."""
+        size = self.input_sizes(image_size)
+        glance, patch, localizer = (
+            multiply_adds.model_macs(self.networks[role].model, size[role])
+            if role in self.networks
+            else 0
+            for role in ("glance", "patch", "localizer")
         )
-        later = (glance + localizer + t * patch for t in range(1, self.inputs))
-        return [glance, *later]
+        return [glance, localizer + patch, *(self.inputs - 2) * [patch]]
 
-
-def check(sequence: Sequence) -> Sequence:
-    """Return the sequence if its parts fit together.
-
-    Raises:
-      ValueError: for class names that differ, fewer than two inputs or an unknown way
-        to fuse.
-    """
-    classes = {
-        name: getattr(sequence, name).metadata.get("classes", sequence.classes)
-        for name in NETWORKS
-    }
-    counts = {name: getattr(sequence, name).model.num_classes for name in classes}
-    if any(names != sequence.classes for names in classes.values()) or any(
-        count != len(sequence.classes) for count in counts.values()
-    ):
-        raise ValueError(
-            "the networks were trained for different classes: "
-            + ", ".join(
-                f"{name}: {counts[name]}, named {names[:3]} …"
-                for name, names in classes.items()
-            )
-        )
-    if sequence.inputs < 2:
-        raise ValueError(
-            f"`inputs` is {sequence.inputs}; allowed is 2 or more, glance and patches"
-        )
-    if sequence.fuse not in FUSE:
-        raise ValueError(f"`fuse` is {sequence.fuse!r}; choose one of {FUSE}")
-    return sequence
-
-
-def check_images(sequence: Sequence, image_size: int) -> None:
-    """Refuse images, patches and thresholds that cannot be, without compiling.
-
-    Raises:
-      ValueError: for images smaller than the receptive field, more patches than can be
-        found, or an IoU threshold outside [0, 1].
-    """
-    images = jax.ShapeDtypeStruct((1, image_size, image_size, 3), jnp.uint8)
-    jax.eval_shape(
-        lambda variables, images: localize(sequence, variables, images),
-        sequence.variables(),
-        images,
-    )
-
-
-def glance_logits(sequence: Sequence, variables, images: jax.Array) -> jax.Array:
-    """Classify the resized image: uint8 [B, H, W, 3] to logits [B, N]."""
-    small = patches.resize(views.normalise(images), sequence.patch_size)
-    return sequence.glance.model.apply(variables["glance"], small)[0]
-
-
-def patch_logits(
-    sequence: Sequence,
-    variables,
-    images: jax.Array,
-    corners: jax.Array,
-    branch: jax.Array,
-    rows: jax.Array | None = None,
-) -> jax.Array:
-    """Classify patches: uint8 [M, H, W, 3] and corners [B, K, 2] to [B, K, N].
-
-    Patches have the size of the localiser's branch [B] and are brought to `patch_size`.
-    `rows` [B] are the images of the corners, by default one after the other.
-    """
-    pixels = patches.crop_scales(
-        images, corners, branch, sequence.sizes, sequence.patch_size, rows
-    )
-    flat = views.normalise(pixels.reshape(-1, *pixels.shape[2:]))
-    logits, _ = sequence.patches.model.apply(variables["patches"], flat)
-    return logits.reshape(*corners.shape[:2], -1)
-
-
-def localize(sequence: Sequence, variables, images: jax.Array) -> views.Localization:
-    """Find the T - 1 patches of each image."""
-    return views.localize(
-        sequence.anchornet.model,
-        variables["anchornet"],
-        images,
-        k=sequence.inputs - 1,
-        iou_threshold=sequence.iou_threshold,
-    )
-
-
-def decide(
-    logits: jax.Array, valid: jax.Array, fuse: str
-) -> tuple[jax.Array, jax.Array]:
-    """Return confidence and class after each input (2022, Algorithm 1).
-
-    Args:
-      logits: [B, T, N] of each input alone.
-      valid: [B, T], False where an image has no such patch: nothing is added there.
-      fuse: see `Sequence`. Summed probabilities are divided by their number, so that
-        a confidence is at most 1.
-
-    Returns:
-      confidence [B, T] and predicted class [B, T] int32.
-    """
-    weights = valid[..., None].astype(jnp.float32)
-    if fuse == "logits":
-        total = jax.nn.softmax(jnp.cumsum(logits * weights, axis=1))
-    else:
-        total = jnp.cumsum(jax.nn.softmax(logits) * weights, axis=1)
-        total = total / jnp.cumsum(weights, axis=1)
-    return total.max(-1), total.argmax(-1).astype(jnp.int32)
-
-
-def make_table_step(sequence: Sequence, *, random: bool, seed: int):
-    """Return the step that fills the exit table, to be mapped.
-
-    Args:
-      sequence: the method.
-      random: also classify random patches in place of AnchorNet's (2022, Table 3).
-      seed: of the random patches.
-
-    Returns:
-      `step(variables, batch)` for uint8 images `batch["image"]` [b, H, W, 3]; a dict of
-      `confidence` and `predicted` [b, T], the same with `random_` before it if asked
-      for, `anchornet` [b] its class, `heatmap` [b, G, G], `corners` [b, K, 2],
-      `valid` [b, K] and `size` [b] int32, the patches' side in pixels. Random patches
-      have the same size.
-    """
-
-    def step(variables, batch):
-        images = batch["image"]
-        found = localize(sequence, variables, images)
-        first = glance_logits(sequence, variables, images)[:, None]
-        seen = jnp.ones((len(images), 1), bool)
-        size = jnp.array(sequence.sizes)[found.branch]
-
-        def run(corners, valid, prefix):
-            rest = patch_logits(sequence, variables, images, corners, found.branch)
-            confidence, predicted = decide(
-                jnp.concatenate([first, rest], 1),
-                jnp.concatenate([seen, valid], 1),
-                sequence.fuse,
-            )
-            return {f"{prefix}confidence": confidence, f"{prefix}predicted": predicted}
-
-        result = run(found.corners, found.valid, "")
-        if random:
-            keys = parallel.image_keys(jax.random.key(seed), len(images))
-            corners = views.random_corners(
-                keys, *images.shape[1:3], size, sequence.inputs - 1
-            )
-            result |= run(corners, jnp.ones(corners.shape[:2], bool), "random_")
-        return result | {
-            "anchornet": found.logits.argmax(-1),
-            "heatmap": found.heatmap,
-            "corners": found.corners,
-            "valid": found.valid,
-            "size": size,
+    def input_sizes(self, image_size: int) -> dict[str, int]:
+        """Return the image's side for the localiser, a patch's for the others."""
+        return {
+            role: image_size if role == "localizer" else self.patch_size
+            for role in self.networks
         }
 
-    return step
+    def regions(self, state, image_size: int) -> Regions:
+        """Return the whole image at the glance, then the patches, and the heatmap."""
+        sizes, strides = (
+            jnp.array(side)[state["branch"]] for side in zip(*self.fields)
+        )  # [B]
+        corners = state["corners"]
+        patch = jnp.concatenate([corners, corners + sizes[:, None, None]], -1)
+        patch = jnp.where(state["valid"][..., None], patch, -1)
+        whole = jnp.array([0, 0, image_size, image_size], jnp.int32)
+        glance = jnp.broadcast_to(whole[None, None], (corners.shape[0], 1, 4))
+        # Location (i, j) stands for the patch whose centre is i S + P / 2.
+        first = (sizes - strides) / 2
+        rows, columns = state["heatmap"].shape[1:]
+        extent = [first, first, first + rows * strides, first + columns * strides]
+        return Regions(
+            jnp.concatenate([glance, patch.astype(jnp.int32)], 1),
+            state["heatmap"],
+            jnp.stack(extent, -1).astype(jnp.float32),
+        )
 
+    def _glance(self, variables, pixels, rows, state, t):
+        images = preprocessing.normalise(patches.take(pixels, rows))
+        small = patches.resize(images, self.patch_size)
+        logits, _ = self.networks["glance"].model.apply(variables["glance"], small)
+        return self._answer(state, logits, jnp.ones((small.shape[0], 1), jnp.float32))
 
-def make_trace(sequence: Sequence):
-    """Return the function that runs all steps on a few images, for pictures of them.
+    def _look(self, variables, pixels, rows, state, t):
+        found = localize.localize(
+            self.model,
+            variables.get("localizer"),
+            patches.take(pixels, rows),
+            k=self.inputs - 1,
+            iou_threshold=self.iou_threshold,
+        )
+        own = {name: getattr(found, name) for name in ("corners", "valid", "branch")}
+        state = {**state, **own, "heatmap": found.heatmap}
+        return self._patch(variables, pixels, rows, state, t)
 
-    Returns:
-      `trace(images, rule)` for uint8 [B, H, W, 3] and a `stopping.Rule`: NumPy arrays
-      as `pictures.examples` takes them, without labels.
-    """
-    step = jax.jit(make_table_step(sequence, random=False, seed=0))
-    variables = jax.device_put(sequence.variables())
+    def _patch(self, variables, pixels, rows, state, t):
+        place = jnp.arange(t.shape[0]), t - 1
+        corner = state["corners"][place][:, None]  # [b, 1, 2]
+        cut = patches.crop_scales(
+            pixels, corner, state["branch"], self.sizes, self.patch_size, rows
+        )
+        patch = preprocessing.normalise(cut[:, 0])
+        logits, _ = self.networks["patch"].model.apply(variables["patch"], patch)
+        exists = state["valid"][place][:, None].astype(jnp.float32)
+        return self._answer(state, logits, exists)
 
-    def trace(images, rule):
-        found = jax.device_get(step(variables, {"image": images}))
-        return found | {
-            "image": np.asarray(images),
-            "exit": rule.exits(found["confidence"]),
-            "patch_size": sequence.patch_size,
-        }
-
-    return trace
+    def _answer(self, state, logits, exists):
+        """Add the evidence of inputs that exist [b, 1]; answer by the sum so far."""
+        if self.fuse == "probabilities":
+            logits = jax.nn.softmax(logits)
+        total = state["total"] + logits * exists
+        seen = state["seen"] + exists
+        state = {**state, "total": total, "seen": seen}
+        return state, jnp.log(total / seen) if self.fuse == "probabilities" else total

@@ -92,9 +92,8 @@ def select(
       field: of the network that made the heatmap.
       k: number of patches wanted, K.
       iou_threshold: in [0, 1]; at 0 one patch is kept, at 1 any overlap is allowed.
-      coverage: P, share of the locations that may be visited, in (0, 1]; the first
-        always is, then the second to the last whole one of H W P (2020, Algorithm 1, as
-        printed; 2022 visits all).
+      coverage: P, share of the locations that are candidates, in (0, 1]: only the
+        floor(H W P) strongest, at least one (2020, Algorithm 1; in 2022 all are).
 
     Returns:
       Corners [B, K, 2] int32, the (y, x) of each patch in pixels, strongest first, and
@@ -152,6 +151,11 @@ def _most(field, iou_threshold, rows, columns) -> int:
     while side < max(rows, columns) and iou(field, side, side) >= iou_threshold:
         side += 1
     return -(-rows // side) * -(-columns // side)
+
+
+def take(images: jax.Array, rows: jax.Array | None) -> jax.Array:
+    """Return the images [B, ...] at `rows` [B] int32, or all of them where it is None."""
+    return images if rows is None else images[rows]
 
 
 def crop(

@@ -12,8 +12,8 @@ parameters and 0.5 G multiply-adds. Counted for 1,000 classes at 224 pixels:
 | in the middle, a sixteenth of it (the SE paper's) | 1.76 M / 1.47 M | 486 M |
 | in the middle, a quarter of it (MobileNetV3's) | 2.52 M / 2.23 M | 486 M |
 
-The first is what many PyTorch versions of MobileNetV3 do, and comes closest without parts
-that the paper does not share. Sharing the three equal bottlenecks of the attention
+The first is what many PyTorch versions of MobileNetV3 do. Of the readings in which branches
+share no layers, it is closest to the paper's parameter count. Sharing the three equal bottlenecks of the attention
 branches would take 0.10 M from the second row; a bottleneck that expands 16 channels to
 16, as the table can be read, adds 3 M multiply-adds. 92 M of the multiply-adds are class
 maps of all classes, as in the paper; `classify` does with 0.3 M.

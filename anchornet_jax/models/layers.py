@@ -49,7 +49,8 @@ def _swish_backward(x, gradient):
 swish.defvjp(lambda x: (swish(x), x), _swish_backward)
 
 
-def _native(x, kernel, *, stride, padding, groups):
+def native_convolution(x, kernel, *, stride, padding, groups):
+    """Return XLA's own convolution of [B, H, W, C] by a kernel [h, w, C / groups, O]."""
     return lax.conv_general_dilated(
         x,
         kernel,
@@ -123,7 +124,7 @@ def depthwise(x: jax.Array, kernel: jax.Array, stride: int, padding: int) -> jax
       stride: step in pixels, both ways.
       padding: zeros added on each side.
     """
-    native = functools.partial(_native, groups=x.shape[-1])
+    native = functools.partial(native_convolution, groups=x.shape[-1])
     return _by_platform(_shifted, native, stride=stride, padding=padding)(x, kernel)
 
 
@@ -131,7 +132,7 @@ def _depthwise_backward(stride, padding, residuals, gradient):
     # Chosen by platform again: differentiating through the choice would keep the
     # residuals of both forms.
     # The barrier keeps XLA from computing the maps again for every tap.
-    native = functools.partial(_native, groups=residuals[0].shape[-1])
+    native = functools.partial(native_convolution, groups=residuals[0].shape[-1])
     native = functools.partial(_gradients, native)
     backward = _by_platform(_shifted_gradients, native, stride=stride, padding=padding)
     maps = lax.optimization_barrier((*residuals, gradient))
@@ -157,7 +158,7 @@ def _blocked(x, kernel, *, stride, padding, groups):
         dense = jnp.tile(kernel[..., part], (1, 1, n, 1)) * diagonal
         part = slice(start * channels, (start + n) * channels)
         where = {"stride": stride, "padding": padding, "groups": 1}
-        parts.append(_native(x[..., part], dense, **where))
+        parts.append(native_convolution(x[..., part], dense, **where))
     return jnp.concatenate(parts, axis=-1)
 
 
@@ -175,11 +176,13 @@ def grouped(
       groups: how many; divides C and the features.
     """
     where = {"stride": stride, "padding": padding, "groups": groups}
-    return _by_platform(_blocked, _native, **where)(x, kernel)
+    return _by_platform(_blocked, native_convolution, **where)(x, kernel)
 
 
 def _grouped_backward(stride, padding, groups, residuals, gradient):
-    forms = (functools.partial(_gradients, form) for form in (_blocked, _native))
+    forms = (
+        functools.partial(_gradients, form) for form in (_blocked, native_convolution)
+    )
     where = {"stride": stride, "padding": padding, "groups": groups}
     return _by_platform(*forms, **where)(*residuals, gradient)
 
@@ -230,7 +233,9 @@ class Conv(nn.Module):
             return depthwise(x, kernel, self.stride, self.padding)
         if self.groups > 1:
             return grouped(x, kernel, self.stride, self.padding, self.groups)
-        return _native(x, kernel, stride=self.stride, padding=self.padding, groups=1)
+        return native_convolution(
+            x, kernel, stride=self.stride, padding=self.padding, groups=1
+        )
 
 
 def batch_norm(**kwargs) -> nn.BatchNorm:

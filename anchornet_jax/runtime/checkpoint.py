@@ -271,6 +271,11 @@ def match(variables, template):
     return variables
 
 
+def digest(variables) -> str:
+    """Return the SHA-256 of all paths, types, shapes and bytes of a tree of arrays."""
+    return _digest(_flatten(variables))
+
+
 def _leaves(tree) -> dict:
     """Return the leaves by path, such as "opt_state/0/trace/conv/kernel"."""
     leaves, _ = jax.tree_util.tree_flatten_with_path(tree)

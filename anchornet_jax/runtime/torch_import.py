@@ -80,9 +80,9 @@ def convert(
     Args:
       state: arrays in PyTorch's layout, by name.
       template: the network's variables, or their shapes from `jax.eval_shape`.
-      fresh_classifier: leave in place what `template` has as classifier, if the number
-        of classes is another. The classifier is any linear layer that differs from the
-        state's in nothing but its number of outputs.
+      fresh_classifier: if the class counts differ, do not load the file's classifier;
+        keep the freshly initialised one. The classifier is any linear layer that differs
+        from the file's in its number of outputs alone.
 
     Raises:
       ValueError: if names or shapes differ. The message lists both sides.

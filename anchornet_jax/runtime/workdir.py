@@ -2,17 +2,25 @@
 
 `config.json` says which run a directory holds, `result.json` that it is finished. A
 directory is never shared by two configs: what is in it could no longer be told apart.
-Of several hosts process 0 alone reads and writes these files.
+Keys that do not matter to the result may change when a run is resumed, and the whole may
+be moved: paths beside the run's directory are kept relative to it. Of several hosts
+process 0 alone reads and writes these files.
 """
 
 import json
+import os
 import pathlib
+import re
 
 import jax
 
 from anchornet_jax.runtime import files, parallel
 
 CONFIG, RESULT = "config.json", "result.json"
+# What may change when a run goes on: how it reports, and where its data lies.
+HARMLESS = re.compile(
+    r"(stages\.\w+\.)?(log_every_steps|timing\..*|data\.(data|manual)_dir)"
+)
 
 
 def agree(workdir, config: dict) -> None:
@@ -38,11 +46,48 @@ def claim(workdir, config: dict) -> pathlib.Path:
 
     Raises:
       ValueError: if it cannot be written, holds a run of another config (the keys that
-        differ are listed) or holds files but no run.
+        differ are listed, without those that do not matter) or holds files but no run.
     """
     path = pathlib.Path(workdir)
-    parallel.from_first(lambda: _claim(path, json.loads(json.dumps(config))))
+    config = _relative(json.loads(json.dumps(config)), path)
+    parallel.from_first(lambda: _claim(path, config))
     return path
+
+
+def read_config(workdir) -> dict:
+    """Return the config of a run, with paths as they are from here.
+
+    Raises:
+      ValueError: if there is none.
+    """
+    path = pathlib.Path(workdir)
+    try:
+        config = json.loads((path / CONFIG).read_text())
+        return _mapped(config, lambda text: _from(path, text))
+    except (OSError, ValueError, AttributeError) as error:
+        raise ValueError(f"{path / CONFIG} is no config of a run: {error}") from None
+
+
+def _relative(config, path: pathlib.Path):
+    """Return a config in which paths beside the run's directory are relative to it."""
+    own = os.path.abspath(path)
+    beside = os.path.dirname(own) + os.sep
+
+    def shorten(text):
+        full = os.path.abspath(text) if os.sep in text else ""
+        return os.path.relpath(full, own) if full.startswith(beside) else text
+
+    return _mapped(config, shorten)
+
+
+def _from(path: pathlib.Path, text: str) -> str:
+    return os.path.normpath(path / text) if text.startswith(os.pardir) else text
+
+
+def _mapped(tree, function):
+    if isinstance(tree, dict):
+        return {key: _mapped(part, function) for key, part in tree.items()}
+    return function(tree) if isinstance(tree, str) else tree
 
 
 def _claim(path, config):
@@ -80,7 +125,7 @@ def finish(workdir, result: dict) -> None:
 
 def _compare(path, old, new):
     old, new = _flat(old), _flat(new)
-    keys = _differing(old, new)
+    keys = [key for key in _differing(old, new) if not HARMLESS.fullmatch(key)]
     if keys:
         changes = "\n".join(
             f"  config.{k}: {old.get(k)!r} there, {new.get(k)!r} now" for k in keys

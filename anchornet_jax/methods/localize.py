@@ -1,0 +1,194 @@
+"""Localisers: from images to the patches that are worth a look.
+
+A localiser gives a heatmap for each size of patches, and patches are selected on it, best
+first (`patches.select`). Networks without padding do it by the class activation map of
+the class that they predict (2022, Sec. 3.3; 2020, Algorithm 1). Beside them stand three
+that have learned nothing, for comparison (2022, Table 3; 2020, Fig. 6):
+
+    localizer = Heuristic("random")  # or centre, edges
+    found = localize(localizer, None, images, k=4, iou_threshold=0.3)
+"""
+
+import dataclasses
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from anchornet_jax.methods import patches, preprocessing
+from anchornet_jax.models.anchornet import AnchorNet
+from anchornet_jax.models.receptive_field import ReceptiveField
+
+LUMA = (0.299, 0.587, 0.114)
+SOBEL = ((-1, 0, 1), (-2, 0, 2), (-1, 0, 1))
+
+
+class Localization(NamedTuple):
+    """What a localiser says of a batch of images."""
+
+    logits: jax.Array | None  # [B, N]; None of a localiser that knows no classes
+    heatmap: jax.Array  # [B, G, G] of the predicted class; NaN beyond a smaller grid
+    corners: jax.Array  # [B, K, 2] int32, best patch first
+    valid: jax.Array  # [B, K] bool
+    branch: jax.Array  # [B] int32, which of the localizer's `fields` has the patches
+
+
+def random_map(images: jax.Array, field: ReceptiveField) -> jax.Array:
+    """Return random numbers [B, G, G], the same for an image in whatever batch it is."""
+    b, height, width, _ = images.shape
+    place = jnp.arange(height * width * 3, dtype=jnp.uint32)
+    mixed = (images.reshape(b, -1).astype(jnp.uint32) + 1) * (
+        place * np.uint32(2654435761) + 1
+    )[None]
+    keys = jax.vmap(jax.random.key)(mixed.sum(1, dtype=jnp.uint32))
+    grid = field.grid(height, width)
+    return jax.vmap(lambda key: jax.random.uniform(key, grid))(keys)
+
+
+def centre_map(images: jax.Array, field: ReceptiveField) -> jax.Array:
+    """Return the nearness of each location to the centre [B, G, G]."""
+    rows, columns = (
+        jnp.arange(n) - (n - 1) / 2 for n in field.grid(*images.shape[1:3])
+    )
+    nearness = -(rows[:, None] ** 2 + columns[None] ** 2)
+    return jnp.broadcast_to(nearness[None], (images.shape[0], *nearness.shape))
+
+
+def edge_map(images: jax.Array, field: ReceptiveField) -> jax.Array:
+    """Return the edge energy (Sobel) in each patch [B, G, G]."""
+    window, strides = (1, field.size, field.size), (1, field.stride, field.stride)
+    return lax.reduce_window(edges(images), 0.0, lax.add, window, strides, "VALID")
+
+
+def edges(images: jax.Array) -> jax.Array:
+    """Return the Sobel gradient's magnitude [B, H, W] of uint8 images [B, H, W, 3]."""
+    grey = images.astype(jnp.float32) @ jnp.array(LUMA)
+    grey = jnp.pad(grey, [(0, 0), (1, 1), (1, 1)], mode="edge")[..., None]
+    across = jnp.array(SOBEL, jnp.float32)
+    kernels = jnp.stack([across, across.T], -1)[:, :, None]  # [3, 3, 1, 2]
+    gradient = lax.conv_general_dilated(
+        grey, kernels, (1, 1), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+    return jnp.sqrt((gradient**2).sum(-1))
+
+
+HEURISTICS = {"random": random_map, "centre": centre_map, "edges": edge_map}
+
+
+@dataclasses.dataclass(frozen=True)
+class Heuristic:
+    """A localiser without parameters.
+
+    Attributes:
+      name: a key of `HEURISTICS`.
+      field: size and stride of the patches; AnchorNet's of 2022.
+    """
+
+    name: str
+    field: ReceptiveField = AnchorNet.field
+
+    @property
+    def fields(self) -> tuple[ReceptiveField, ...]:
+        """Return the sizes of patches: there is one."""
+        return (self.field,)
+
+
+def look(model, variables, images: jax.Array):
+    """Return logits [B, N] or None, the branch [B] and a heatmap [B, G, G] per branch.
+
+    Args:
+      model: a `Heuristic`, or a network that localises.
+      variables: of the network.
+      images: uint8 [B, H, W, 3].
+    """
+    if isinstance(model, Heuristic):
+        maps = [HEURISTICS[model.name](images, field) for field in model.fields]
+        return None, jnp.zeros(images.shape[:1], jnp.int32), maps
+    _, out = model.apply(variables, preprocessing.normalise(images))
+    logits, branch = model.classify(variables, out)
+    return logits, branch, model.contributions(variables, out, logits.argmax(-1))
+
+
+def localize(
+    model,
+    variables,
+    images: jax.Array,
+    *,
+    k: int = 1,
+    iou_threshold: float = 0.3,
+    preset: str = "",
+    branch: int = 0,
+) -> Localization:
+    """Find the patches that a localiser chooses (2022, Sec. 3.3; 2020, Algorithm 1).
+
+    Args:
+      model: the localizer: a network, or a `Heuristic`.
+      variables: its parameters and statistics.
+      images: uint8 [B, H, W, 3].
+      k: patches per image, K.
+      iou_threshold: patches that overlap this much or more are not both kept.
+      preset: a key of `patches.PRESETS`, which says both for each branch instead; K is
+        the largest.
+      branch: size in pixels of the branch that localises all images; 0 for the one that
+        the network chooses for each.
+
+    Raises:
+      ValueError: for an unknown preset or branch, or patches that cannot be.
+    """
+    sizes = [field.size for field in model.fields]
+    if preset:
+        selections = patches.preset(preset, sizes)
+    else:
+        selections = [patches.Selection(k, iou_threshold, 1.0)] * len(sizes)
+    logits, chosen, maps = look(model, variables, images)
+    if branch:
+        chosen = jnp.full_like(chosen, branch_index(model, branch))
+    found = [
+        (heatmap, *patches.select(heatmap, field, **selection._asdict()))
+        for heatmap, field, selection in zip(maps, model.fields, selections)
+    ]
+    return Localization(logits, *choose(found, chosen), chosen)
+
+
+def branch_index(model, size: int) -> int:
+    """Return the index of the localizer's branch with patches of that size in pixels.
+
+    Raises:
+      ValueError: if it has none.
+    """
+    sizes = [field.size for field in model.fields]
+    if size not in sizes:
+        raise ValueError(f"`branch` is {size}; choose one of {sizes}")
+    return sizes.index(size)
+
+
+def choose(found, branch):
+    """Take each image's own of the branches' (heatmap, corners, valid), made alike.
+
+    Args:
+      found: of each branch, from `patches.select`, its heatmap first.
+      branch: [B] int32.
+
+    Returns:
+      Heatmap [B, G, G], NaN beyond a smaller grid, corners [B, K, 2], valid [B, K].
+    """
+    columns = zip(*found)
+    return [
+        jnp.stack(_padded(column, fill))[branch, jnp.arange(branch.shape[0])]
+        for column, fill in zip(columns, (jnp.nan, 0, False))
+    ]
+
+
+def _padded(arrays, fill):
+    """Fill arrays [B, ...] up to the largest shape among them."""
+    shape = [max(sizes) for sizes in zip(*(array.shape for array in arrays))]
+    return [
+        jnp.pad(
+            array,
+            [(0, most - n) for n, most in zip(array.shape, shape)],
+            constant_values=fill,
+        )
+        for array in arrays
+    ]

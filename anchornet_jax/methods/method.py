@@ -1,0 +1,257 @@
+"""The protocol: how networks answer step by step, so that an image may leave early.
+
+A method is a sequence of steps over some networks. After each step there is an exit: the
+step says what the method answers so far, and a stopping rule decides which images leave. What an
+image carries from one step to the next is the method's own business, its state. Exit
+table, engine, export and pictures know this page alone; Algorithm 1 of *Localizing
+Semantic Patches* (2022), Sec. 3.4, is one method among others.
+
+    method = registry.load("anchornet", {"localizer": ..., "glance": ..., "patch": ...})
+    table = make_table(method)
+    found = table(variables(method), {"image": images[None]})  # on one device
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from anchornet_jax.models import Network
+from anchornet_jax.runtime import parallel
+
+
+class Step(NamedTuple):
+    """One program of a method. Equal steps are one program and share launches.
+
+    Attributes:
+      name: in exports, figures and logs; one for each distinct step.
+      roles: the networks whose variables it reads.
+      run: `run(variables, pixels, rows, state, t) -> (state, logits)` with `variables`
+        {role: variables}, `pixels` uint8 [M, H, W, 3], `rows` [b] int32, the images of
+        the state among the pixels, or None where they are all, in order; `state` of b
+        images and `t` [b] int32, the place of the step in the method, 0-based. `logits`
+        [b, N] float32 are the answer so far. A leaf of the state that comes back as the
+        same object is not written to its slot.
+      reads_pixels: False if it needs the state alone; then the engine may keep none.
+    """
+
+    name: str
+    roles: tuple[str, ...]
+    run: Callable
+    reads_pixels: bool = True
+
+
+class Regions(NamedTuple):
+    """What a method has looked at, for pictures and to score with boxes.
+
+    Attributes:
+      boxes: [B, T, 4] int32, (top, left, bottom, right) in pixels of what each step
+        looked at; all -1 where it looked at nothing of its own.
+      heatmap: [B, G, G] float32 by which places were chosen, NaN beyond a smaller grid;
+        None where there is none.
+      extent: [B, 4] float32, (top, left, bottom, right) in pixels of the area whose
+        equal cells the heatmap's values stand for, NaN included; None without heatmap.
+    """
+
+    boxes: jax.Array
+    heatmap: jax.Array | None = None
+    extent: jax.Array | None = None
+
+
+class Method(Protocol):
+    """What a method is asked for; one file in `methods/` for each.
+
+    Attributes:
+      networks: by role.
+      steps: exit t comes after `steps[t]`.
+      arguments: plain data from which, with the networks, `registry.create` makes the
+        same method.
+    """
+
+    networks: dict[str, Network]
+
+    @property
+    def steps(self) -> tuple[Step, ...]: ...
+
+    @property
+    def arguments(self) -> dict: ...
+
+    def start(self, count: int, image_size: int):
+        """Return the state of `count` new images: any pytree of arrays [count, ...]."""
+
+    def macs(self, image_size: int) -> list[int]:
+        """Return the multiply-adds of each step alone, as the method's paper counts."""
+
+    def input_sizes(self, image_size: int) -> dict[str, int]:
+        """Return the side in pixels of what each role's network sees."""
+
+    def regions(self, state, image_size: int) -> Regions | None:
+        """Return what was looked at, of a state after the last step; None: nothing."""
+
+
+def distinct(steps: tuple[Step, ...]) -> tuple[Step, ...]:
+    """Return the different steps, in the order of their first place."""
+    return tuple(dict.fromkeys(steps))
+
+
+def exit_names(steps: tuple[Step, ...]) -> list[str]:
+    """Name the exits after their steps; a step that repeats is numbered by its place."""
+    return [
+        step.name if steps.count(step) == 1 else f"{step.name} {t}"
+        for t, step in enumerate(steps)
+    ]
+
+
+def variables(method: Method) -> dict:
+    """Return the variables of all networks by role, as the steps take them."""
+    return {role: network.variables for role, network in method.networks.items()}
+
+
+def classes(method: Method) -> list[str]:
+    """Return the names of the classes, numbers where no network knows them."""
+    for network in method.networks.values():
+        if "classes" in network.metadata:
+            return network.metadata["classes"]
+    (network, *_) = method.networks.values()
+    return [str(n) for n in range(network.model.num_classes)]
+
+
+def costs(method: Method, image_size: int) -> list[int]:
+    """Return the multiply-adds up to each exit."""
+    return np.cumsum(method.macs(image_size)).tolist()
+
+
+def keeps_pixels(method: Method) -> bool:
+    """Say whether a step after the first reads pixels."""
+    return any(step.reads_pixels for step in method.steps[1:])
+
+
+def check(method: Method) -> None:
+    """Refuse networks that were trained for different classes.
+
+    Raises:
+      ValueError: it names them.
+    """
+    own = classes(method)
+    named = {
+        role: network.metadata.get("classes", own)
+        for role, network in method.networks.items()
+    }
+    counts = {role: n.model.num_classes for role, n in method.networks.items()}
+    if any(names != own or counts[role] != len(own) for role, names in named.items()):
+        raise ValueError(
+            "the networks were trained for different classes: "
+            + ", ".join(
+                f"{role}: {counts[role]}, named {names[:3]} …"
+                for role, names in named.items()
+            )
+        )
+
+
+def check_images(method: Method, image_size: int) -> None:
+    """Trace all steps without computing anything, for what cannot be.
+
+    Raises:
+      ValueError: for images that are too small, or more regions than can be found.
+    """
+    images = jax.ShapeDtypeStruct((1, image_size, image_size, 3), jnp.uint8)
+    jax.eval_shape(
+        lambda variables, images: run(method, variables, images)[0],
+        variables(method),
+        images,
+    )
+
+
+def run(method: Method, variables, images: jax.Array):
+    """Run images through all steps, as one traced program would.
+
+    Args:
+      method: any.
+      variables: of its networks.
+      images: uint8 [B, H, W, 3].
+
+    Returns:
+      Logits [B, T, N] after each step, and the state after the last.
+    """
+    state, answers = method.start(len(images), images.shape[1]), []
+    for t, step in enumerate(method.steps):
+        place = jnp.full(len(images), t, jnp.int32)
+        state, logits = step.run(variables, images, None, state, place)
+        answers.append(logits)
+    return jnp.stack(answers, 1), state
+
+
+def decide(logits: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Return confidence, the largest softmax, and class int32 of logits [..., N]."""
+    score = jax.nn.softmax(logits)
+    return score.max(-1), score.argmax(-1).astype(jnp.int32)
+
+
+def make_table(method: Method) -> Callable:
+    """Return the function that runs every image through every step.
+
+    Each distinct step is compiled once, as in the engine, and mapped over the devices.
+
+    Returns:
+      `table(variables, batch)` for uint8 images `batch["image"]` [D, b, H, W, 3]: a
+      dict of `confidence` and `predicted` [D, b, T], and the fields of `Regions` that
+      are not None.
+    """
+
+    def mapped(step, first):
+        def one(variables, given):
+            images, t = given["image"], given["t"]
+            state = (
+                method.start(*images.shape[:2]) if first else given["state"]
+            )  # [b, ...]
+            state, logits = step.run(variables, images, None, state, t)
+            return state, decide(logits)
+
+        return parallel.predict_step(one)
+
+    programs = {
+        step: mapped(step, step == method.steps[0]) for step in distinct(method.steps)
+    }
+
+    def look(_, given):
+        found = method.regions(given["state"], given["image"].shape[1])
+        return {} if found is None else found._asdict()
+
+    regions = parallel.predict_step(look)
+
+    def table(variables, batch):
+        given, decisions = {"image": batch["image"]}, []
+        for t, step in enumerate(method.steps):
+            given["t"] = np.full(batch["image"].shape[:2], t, np.int32)
+            own = {role: variables[role] for role in step.roles}
+            given["state"], decision = programs[step](own, given)
+            decisions.append(decision)
+        confidence, predicted = (
+            jnp.stack(column, 2) for column in zip(*decisions)
+        )  # [D, b, T]
+        found = regions(None, {key: given[key] for key in ("image", "state")})
+        found = {key: value for key, value in found.items() if value is not None}
+        return {"confidence": confidence, "predicted": predicted, **found}
+
+    return table
+
+
+def make_trace(method: Method) -> Callable:
+    """Return the function that runs all steps on a few images, for pictures of them.
+
+    Returns:
+      `trace(images, rule)` for uint8 [B, H, W, 3] and a `stopping.Rule`: NumPy arrays
+      as `pictures.examples` takes them, without labels.
+    """
+    table = make_table(method)
+    own = parallel.replicate(variables(method), jax.local_devices()[:1])
+
+    def trace(images, rule):
+        images = np.asarray(images)
+        found = parallel.gather(table(own, {"image": images[None]}))
+        exits = rule.exits(found["confidence"])
+        return found | {"image": images, "exit": exits}
+
+    return trace
