@@ -25,7 +25,7 @@ from anchornet_jax import models
 from anchornet_jax.methods import views
 from anchornet_jax.models import multiply_adds
 from anchornet_jax.runtime import files, parallel
-from anchornet_jax.training import train_step
+from anchornet_jax.training import objectives, train_step
 
 RESULTS = pathlib.Path(__file__).parent / "results" / "throughput.json"
 VIEWS = ("full", "resized", "patches")  # the trainings: Stage I, glance, patches
@@ -85,15 +85,16 @@ def steps_per_second(name, view, dtype, devices, options) -> float:
     model = models.create(name, NUM_CLASSES, dtype=dtype, axis_name=parallel.AXIS)
     optimizer = optax.sgd(0.1, 0.9)
     size = options.size if view == "full" else localizer.field.size
-    state = train_step.create_state(model, optimizer, size, 0)
+    seen = views.make(view, localizer, k=K)
+    objective = objectives.classification(model, seen, size)
+    state = train_step.create_state(objective, optimizer, 0)
     frozen = None
     if view == "patches":
         frozen = jax.jit(localizer.init)(
             jax.random.key(0), jnp.zeros((1, options.size, options.size, 3))
         )
-    seen = views.make(view, localizer, k=K)
     step = parallel.train_step(
-        train_step.make_train_step(model, seen, optimizer, 0), devices
+        train_step.make_train_step(objective, optimizer, 0), devices
     )
     state, frozen = parallel.replicate((state, frozen), devices)
     rng = np.random.default_rng(0)

@@ -19,11 +19,11 @@ import optax
 from flax import linen as nn
 
 from anchornet_jax import models
-from anchornet_jax.methods import views
+from anchornet_jax.methods import preprocessing, views
 from anchornet_jax.models import layers
 from anchornet_jax.models.anchornet import EXTRACTOR, AnchorNet
 from anchornet_jax.runtime import files, parallel
-from anchornet_jax.training import train_step
+from anchornet_jax.training import objectives, train_step
 
 RESULTS = pathlib.Path(__file__).parent / "results" / "training_step.json"
 
@@ -45,11 +45,11 @@ def network(batch: int, size: int) -> dict:
     """Return the forward pass, the gradient and the whole step of AnchorNet."""
     model = AnchorNet(1000, axis_name=parallel.AXIS)
     optimizer = optax.sgd(0.1, 0.9)
-    state = train_step.create_state(model, optimizer, size, 0)
-    view = views.make("full", model)
+    objective = objectives.classification(model, views.make("full", model), size)
+    state = train_step.create_state(objective, optimizer, 0)
     step = jax.jit(
         jax.vmap(
-            train_step.make_train_step(model, view, optimizer, 0),
+            train_step.make_train_step(objective, optimizer, 0),
             in_axes=(None, None, 0),
             out_axes=None,
             axis_name=parallel.AXIS,
@@ -59,8 +59,8 @@ def network(batch: int, size: int) -> dict:
         jax.random.key(0), (1, batch, size, size, 3), 0, 256
     ).astype(jnp.uint8)
     data = {"image": images, "label": jnp.zeros((1, batch), jnp.int32)}
-    variables = {"params": state.params, "batch_stats": state.batch_stats}
-    forward = jax.jit(lambda v, x: model.apply(v, views.normalise(x))[0])
+    variables = state.variables()[objectives.NETWORK]
+    forward = jax.jit(lambda v, x: model.apply(v, preprocessing.normalise(x))[0])
     return {
         "AnchorNet, inference": lambda: forward(variables, images[0]),
         "AnchorNet, training step": lambda: step(state, None, data),
@@ -78,7 +78,7 @@ def depthwise(batch: int, size: int) -> dict:
         kernel = jnp.ones((row.kernel, row.kernel, 1, expanded))
 
         def native(x, kernel, stride, padding):
-            return layers._native(
+            return layers.native_convolution(
                 x, kernel, stride=stride, padding=padding, groups=x.shape[-1]
             )
 

@@ -16,14 +16,13 @@ import numpy as np
 import optax
 from absl import logging
 from clu import metric_writers, periodic_actions
-from flax import linen as nn
 
 from anchornet_jax import models
 from anchornet_jax.data import loading
 from anchornet_jax.methods import views
 from anchornet_jax.models import multiply_adds
 from anchornet_jax.runtime import checkpoint, networks, parallel, preemption, workdir
-from anchornet_jax.training import train_step
+from anchornet_jax.training import objectives, optimizers, train_step
 
 NETWORK = "network"  # the trained network in the run's directory
 
@@ -33,11 +32,9 @@ class Run(NamedTuple):
 
     source: loading.Source
     description: dict  # arguments of `models.create`
-    model: nn.Module
-    view: Callable
+    objective: objectives.Objective
     frozen: dict | None  # the localizer's variables
     optimizer: optax.GradientTransformation
-    input_size: int  # pixels
     steps: int
     save_every: int  # steps
     predict: Callable  # the mapped `make_predict_step`
@@ -79,17 +76,23 @@ def plan(config) -> Run:
     images = jax.ShapeDtypeStruct((1, *2 * [source.image_size], 3), jnp.uint8)
     keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), 1))
     inputs, _ = jax.eval_shape(view, images, keys, frozen)
+    objective = objectives.classification(
+        model,
+        view,
+        inputs.shape[2],
+        label_smoothing=config.label_smoothing,
+        mixup=config.mixup,
+        freeze=config.optimizer.freeze,
+    )
     return Run(
         source,
         description,
-        model,
-        view,
+        objective,
         frozen,
-        train_step.create_optimizer(steps, **config.optimizer),
-        inputs.shape[2],
+        optimizers.create(steps, **config.optimizer),
         steps,
         max(1, round(config.save_every_epochs * per_epoch)),
-        parallel.predict_step(train_step.make_predict_step(model, view, config.seed)),
+        parallel.predict_step(train_step.make_predict_step(objective, config.seed)),
     )
 
 
@@ -109,17 +112,19 @@ def train(config, directory) -> dict:
       preemption.Preempted: after SIGTERM, once the state is saved.
     """
     run = plan(config)
-    variables = None
+    variables = {}
+    model = run.objective.trained[objectives.NETWORK]
+    size = run.objective.input_sizes[objectives.NETWORK]
     if config.init_from:
-        variables, _ = checkpoint.load_variables(config.init_from)
-        wanted = train_step.shapes(run.model, run.input_size)
-        variables = checkpoint.match(variables, wanted)
+        loaded, _ = checkpoint.load_variables(config.init_from)
+        wanted = train_step.shapes(model, size)
+        variables[objectives.NETWORK] = checkpoint.match(loaded, wanted)
     state = train_step.create_state(
-        run.model, run.optimizer, run.input_size, config.seed, variables
+        run.objective, run.optimizer, config.seed, variables
     )
     directory = workdir.claim(directory, config.to_dict())
     result = {
-        "macs": multiply_adds.model_macs(run.model, run.input_size),
+        "macs": multiply_adds.model_macs(model, size),
         "parameters": multiply_adds.parameters({"params": state.params}),
         "steps": run.steps,
         "network": str(directory / NETWORK),
@@ -129,7 +134,7 @@ def train(config, directory) -> dict:
         config.model,
         result["parameters"],
         result["macs"] / 1e6,
-        run.input_size,
+        size,
     )
     with (
         checkpoint.Checkpoints(directory / "checkpoints") as checkpoints,
@@ -146,7 +151,7 @@ def train(config, directory) -> dict:
     networks.save(
         directory / NETWORK,
         run.description,
-        _variables(best),
+        best.variables()[objectives.NETWORK],
         classes=run.source.classes,
         config=config.to_dict(),
         step=step,
@@ -159,7 +164,7 @@ def _loop(run, config, state, checkpoints, writer, asked_to_stop):
     """Train to the last step; return the last state, on the host, and {step: score}."""
     step_fn = parallel.train_step(
         train_step.make_train_step(
-            run.model, run.view, run.optimizer, config.seed, config.accumulate
+            run.objective, run.optimizer, config.seed, config.accumulate
         )
     )
     start, state = checkpoints.restore(state) or (0, state)
@@ -224,14 +229,10 @@ def _log(writer, step, sums) -> None:
 
 def _evaluate(run, config, state) -> float:
     """Return the accuracy of a state on the calibration split."""
-    networks = parallel.replicate((_variables(state), run.frozen))
+    networks = parallel.replicate((state.variables(), run.frozen))
     batches = loading.evaluation(
         run.source,
         config.calibration_split,
         batch_size=config.batch_size // config.accumulate,  # what fits a device
     )
     return train_step.accuracy(run.predict, networks, batches)
-
-
-def _variables(state) -> dict:
-    return {"params": state.params, "batch_stats": state.batch_stats}

@@ -1,6 +1,5 @@
 import functools
 
-import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,9 +8,10 @@ import pytest
 from flax import linen as nn
 
 from anchornet_jax import models
-from anchornet_jax.methods import views
+from anchornet_jax.methods import preprocessing, views
 from anchornet_jax.runtime import checkpoint, parallel
-from anchornet_jax.training import train_step
+from anchornet_jax.training import objectives, optimizers, train_step
+from anchornet_jax.training.objectives import NETWORK
 from tests.tiny import Tiny, tiny  # noqa: F401
 
 SGD = {
@@ -37,11 +37,16 @@ def batches(count, size=16):
 
 def setup(view_name="full", seed=0):
     """Return (state, step function) of a tiny network."""
-    model = Tiny(3, axis_name=parallel.AXIS)
+    objective = classification(Tiny(3, axis_name=parallel.AXIS), view_name)
+    optimizer = optimizers.create(10, **SGD)
+    state = train_step.create_state(objective, optimizer, seed)
+    return state, train_step.make_train_step(objective, optimizer, seed)
+
+
+def classification(model, view_name="full"):
+    """Return the objective of a network on a view, from images of 96 pixels."""
     view = views.make(view_name, models.create("anchornet", 3), k=3)
-    optimizer = train_step.create_optimizer(10, **SGD)
-    state = train_step.create_state(model, optimizer, 96, seed)
-    return state, train_step.make_train_step(model, view, optimizer, seed)
+    return objectives.classification(model, view, 96)
 
 
 @pytest.mark.parametrize("view", ["full", "random"])
@@ -78,81 +83,28 @@ def test_step_is_plain_sgd():
     )(state, None, batch)
     model, images, labels = (
         Tiny(3),
-        views.normalise(batch["image"][0]),
+        preprocessing.normalise(batch["image"][0]),
         batch["label"][0],
     )
 
     def loss(params):
-        variables = {"params": params, "batch_stats": state.batch_stats}
+        variables = {"params": params, "batch_stats": state.batch_stats[NETWORK]}
         (logits, _), _ = model.apply(
             variables, images, train=True, mutable=["batch_stats"]
         )
         return -jax.nn.log_softmax(logits)[jnp.arange(16), labels].mean()
 
-    value, gradient = jax.value_and_grad(loss)(state.params)
+    value, gradient = jax.value_and_grad(loss)(state.params[NETWORK])
     np.testing.assert_allclose(sums["loss"] / sums["count"], value, rtol=1e-5)
     # Nesterov's first step is 1.9 times the gradient; decay 1e-4 on every parameter.
     wanted = jax.tree.map(
-        lambda p, g: p - 0.1 * 1.9 * (g + 1e-4 * p), state.params, gradient
+        lambda p, g: p - 0.1 * 1.9 * (g + 1e-4 * p), state.params[NETWORK], gradient
     )
     jax.tree.map(
         functools.partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-6),
-        new.params,
+        new.params[NETWORK],
         wanted,
     )
-
-
-@flax.struct.dataclass
-class Half:
-    """A model whose logits are bfloat16."""
-
-    def apply(self, variables, images, **_):
-        """Return logits so close that bfloat16 could not tell a loss from them."""
-        return (jnp.full((len(images), 3), 1, jnp.bfloat16), {}), {}
-
-
-def test_loss_is_float32():
-    view = views.make("full", models.create("anchornet", 3))
-    logits, _, _ = train_step._see(
-        view, Half(), {}, np.zeros((2, 96, 96, 3), np.uint8), None, None, mutable=["x"]
-    )
-    assert logits.dtype == jnp.float32
-
-
-@pytest.mark.parametrize(
-    ("changes", "rates"),
-    [
-        ({}, {0: 0.1, 50: 0.05, 100: 0.0}),
-        ({"warmup": 0.2}, {0: 0.0, 10: 0.05, 20: 0.1, 60: 0.05, 100: 0.0}),
-        (
-            {"schedule": "step", "boundaries": (0.3, 0.6, 0.9)},  # 2022, Sec. 4.1
-            {0: 0.1, 29: 0.1, 30: 0.01, 60: 1e-3, 90: 1e-4},
-        ),
-    ],
-)
-def test_schedules(changes, rates):
-    for step, rate in rates.items():
-        optimizer = train_step.create_optimizer(
-            100,
-            **{**SGD, "momentum": 0.0, "nesterov": False, "weight_decay": 0, **changes},
-        )
-        state = optimizer.init(jnp.zeros(()))
-        state = optax.tree_utils.tree_set(state, count=jnp.int32(step))
-        change, _ = optimizer.update(jnp.ones(()), state, jnp.zeros(()))
-        np.testing.assert_allclose(-change, rate, atol=1e-7)
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"schedule": "linear"}, "`schedule` is 'linear'; choose one of"),
-        ({"warmup": 5}, "`warmup` is 5 .* shares"),
-        ({"boundaries": (30, 60)}, r"`boundaries` are \(30, 60\)"),
-    ],
-)
-def test_bad_schedules(changes, message):
-    with pytest.raises(ValueError, match=message):
-        train_step.create_optimizer(100, **{**SGD, **changes})
 
 
 def test_accuracy_ignores_filling_rows():
@@ -182,11 +134,11 @@ class Plain(nn.Module):
 
 def one_step(model, view_name, accumulate, count=1):
     """Return the state and the last sums of steps on four devices, 16 images each."""
-    view = views.make(view_name, models.create("anchornet", 3), k=3)
-    optimizer = train_step.create_optimizer(10, **SGD)
-    state = parallel.replicate(train_step.create_state(model, optimizer, 96, 0))
+    objective = classification(model, view_name)
+    optimizer = optimizers.create(10, **SGD)
+    state = parallel.replicate(train_step.create_state(objective, optimizer, 0))
     step = parallel.train_step(
-        train_step.make_train_step(model, view, optimizer, 0, accumulate)
+        train_step.make_train_step(objective, optimizer, 0, accumulate)
     )
     for batch in batches(count):
         state, sums = step(
@@ -208,18 +160,18 @@ def test_accumulated_equals_one_large_batch(view):
 def test_accumulation_normalises_each_part():
     """Statistics are updated once per part, as in PyTorch: 0.9 of the old stay."""
     model = Tiny(3, axis_name=parallel.AXIS)
-    images = views.normalise(next(batches(1))["image"][0])
+    images = preprocessing.normalise(next(batches(1))["image"][0])
     state, sums = one_step(model, "full", 2)
-    initial = train_step.create_state(model, optax.sgd(0.1), 96, 0)
+    initial = train_step.create_state(classification(model), optax.sgd(0.1), 0)
     # Four devices hold four images each; part one is the first two of each.
     parts = images.reshape(4, 2, 2, 96, 96, 3).swapaxes(0, 1).reshape(2, 8, 96, 96, 3)
-    variables = {"params": initial.params, "batch_stats": initial.batch_stats}
+    variables = initial.variables()[NETWORK]
     for part in parts:
         _, updates = Tiny(3).apply(variables, part, train=True, mutable=["batch_stats"])
         variables = {**variables, **updates}
     jax.tree.map(
         functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5),
-        state.batch_stats,
+        state.batch_stats[NETWORK],
         variables["batch_stats"],
     )
     assert sums["images"] == 16
@@ -242,10 +194,20 @@ def test_bfloat16(name, tiny):  # noqa: F811
 
 def test_first_state(tiny):  # noqa: F811
     state, _ = setup(seed=7)
-    optimizer = train_step.create_optimizer(10, **SGD)
-    variables = {"params": state.params, "batch_stats": state.batch_stats}
-    again = train_step.create_state(Tiny(3), optimizer, 96, 0, variables)
+    variables = state.variables()
+    again = train_step.create_state(
+        classification(Tiny(3)), optimizers.create(10, **SGD), 0, variables
+    )
     jax.tree.map(np.testing.assert_array_equal, again, state)
-    assert checkpoint.match(variables, train_step.shapes(Tiny(3), 96)) is variables
+    given = variables[NETWORK]
+    assert checkpoint.match(given, train_step.shapes(Tiny(3), 96)) is given
     with pytest.raises(ValueError, match=r"(?s)\+ .*fc/kernel.*- .*fc/kernel"):
-        checkpoint.match(variables, train_step.shapes(Tiny(4), 96))
+        checkpoint.match(given, train_step.shapes(Tiny(4), 96))
+
+
+def test_a_batch_may_have_to_stay_whole():
+    objective = classification(Tiny(3))._replace(whole_batch="its policy sees it all")
+    optimizer = optimizers.create(10, **SGD)
+    train_step.make_train_step(objective, optimizer, 0)
+    with pytest.raises(ValueError, match="`accumulate` is 2; allowed is 1: its policy"):
+        train_step.make_train_step(objective, optimizer, 0, 2)
