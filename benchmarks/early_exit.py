@@ -5,14 +5,21 @@
 
 Needs jax and flax alone. The networks have random parameters; who leaves where is drawn
 with the shares of the published ImageNet table (DenseNet-201, five budgets), so every
-image does just the work that it would do there. In one process, in turn: all T steps for
-every image in a plain loop of jitted batches, as public codes evaluate; the same through
-the engine; the engine at each budget; and the same backbone on the full image. Images
-are on the device already unless `--images-from host`.
+image does just the work that it would do there. In one process, in turn:
 
-Speed-ups are over the faster of the two that run all steps. Every image's class is
-compared with the plain loop's at the same exit. Prints a table and writes
-results/early_exit.json beside this file; `rows` of another device or type stay in it.
+- all T steps for every image, in a plain loop of jitted batches, as public codes
+  evaluate, and through the engine;
+- the backbone on the full image, through the engine;
+- at each budget the engine, whose batches stay full;
+- at each budget, batches that run until their slowest image leaves (compute padding);
+- at each budget, batches from which finished images are dropped at an exit where that
+  pays by a table measured beforehand, and which never refill (shrink only, the rule of
+  BatchCond, TCAD 2024).
+
+Images are on the device already unless `--images-from host`. Speed-ups are over the
+faster of the two that run all steps. The classes of the engine are compared with the
+plain loop's at the same exit. Prints a table and writes results/early_exit.json beside
+this file; `rows` of another device or type stay in it.
 """
 
 import argparse
@@ -28,9 +35,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from anchornet_jax import models
-from anchornet_jax.inference import engine
-from anchornet_jax.methods import anchornet, views
-from anchornet_jax.models import Network, multiply_adds
+from anchornet_jax.inference import engine, folding, stopping
+from anchornet_jax.methods import anchornet, static
+from anchornet_jax.methods import method as protocol
+from anchornet_jax.models import Network
 from anchornet_jax.runtime import files
 
 RESULTS = pathlib.Path(__file__).parent / "results" / "early_exit.json"
@@ -45,6 +53,7 @@ SHARES = {
     "1.75 G": [0.406, 0.284, 0.150, 0.054, 0.106],
 }
 PLAIN, ENGINE, FULL = "all steps, plain loop", "all steps, engine", "full image"
+PADDING, SHRINK = "compute padding", "shrink only"
 
 
 class Drawn:
@@ -78,14 +87,97 @@ def network(name: str, size: int, seed: int, dtype: str) -> Network:
     return Network(model, variables, {})
 
 
+class Loop:
+    """Batches one after the other: nobody joins a batch that has begun."""
+
+    def __init__(self, method, images, batch: int):
+        """Compile nothing yet."""
+        self._method, self._images, self._batch = method, images, batch
+        self._variables = jax.device_put(protocol.variables(method))
+        self._programs = {step: self._compiled(step) for step in method.steps}
+        self._rows = jax.jit(lambda tree, rows: jax.tree.map(lambda a: a[rows], tree))
+
+    def _compiled(self, step):
+        first = step == self._method.steps[0]
+
+        def run(variables, images, state, t):
+            if first:
+                state = self._method.start(*images.shape[:2])
+            state, logits = step.run(variables, images, None, state, t)
+            return state, protocol.decide(logits)
+
+        return jax.jit(run)
+
+    def _step(self, t, images, state):
+        place = np.full(len(images), t, np.int32)
+        run = self._programs[self._method.steps[t]]
+        return run(self._variables, images, state, place)
+
+    def run(self, exits, shrink: bool = False) -> np.ndarray:
+        """Run until all of a batch have left at their exits [n]; return [n, T] classes.
+
+        Args:
+          exits: 0-based, of each image.
+          shrink: drop those who left where a smaller batch is faster, see `prepare`.
+        """
+        found, starts = [], range(0, len(self._images), self._batch)
+        for start in starts:
+            leave = exits[start : start + self._batch]
+            found.append(self._run(start, leave, shrink))
+            if len(found) > 2:
+                jax.block_until_ready(found[-3])
+        return [jax.device_get(batch) for batch in found]
+
+    def _run(self, start, leave, shrink):
+        images, state = self._images[start : start + self._batch], None
+        answers = []
+        for t in range(max(leave) + 1):
+            going = np.flatnonzero(leave >= t)
+            if shrink and (size := self._best[t][len(going)]) < len(images):
+                images, state = self._rows((images, state), np.resize(going, size))
+                leave = np.append(leave[going], np.full(size - len(going), -1))
+            state, decision = self._step(t, images, state)
+            answers.append(decision)
+        return answers
+
+    def prepare(self, repeats: int = 3) -> None:
+        """Measure every step at every halved batch: the table of what shrinking pays."""
+        sizes = [self._batch]
+        while sizes[-1] > 1:
+            sizes.append(-(-sizes[-1] // 2))
+        took = {}
+        for size in sizes:
+            images, state = self._images[:size], None
+            for t in range(len(self._method.steps)):
+                times = []
+                for _ in range(repeats + 1):
+                    begun = time.perf_counter()
+                    if t and size < self._batch:  # what dropping rows costs besides
+                        everyone = np.arange(size)
+                        images, state = self._rows((images, state), everyone)
+                    after, _ = jax.block_until_ready(self._step(t, images, state))
+                    times.append(time.perf_counter() - begun)
+                state, took[t, size] = after, statistics.median(times[1:])
+        self._best = {
+            t: {
+                going: min((s for s in sizes if s >= going), key=lambda s: took[t, s])
+                for going in range(1, self._batch + 1)
+            }
+            for t in range(len(self._method.steps))
+        }
+
+
 class Contest:
     """One backbone, the images, and the ways to run it."""
 
     def __init__(self, name, dtype, options):
         """Compile everything."""
         localizer = network("anchornet", options.size, 0, dtype)
-        backbone = network(name, localizer.model.field.size, 1, dtype)
-        self.method = anchornet.Sequence(localizer, backbone, backbone, INPUTS, 0.3)
+        side = localizer.model.field.size
+        backbone = network(name, side, 1, dtype)
+        members = {"localizer": localizer, "glance": backbone, "patch": backbone}
+        self.method = anchornet.AnchorNet(members, INPUTS)
+        self.whole = static.Static({"network": backbone})
         self.size, self.batch = options.size, options.batch
         shape = (options.images, self.size, self.size, 3)
         self.images = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
@@ -93,48 +185,45 @@ class Contest:
             self.images = jax.device_put(self.images)
         self.rules = {ENGINE: Drawn([0, 0, 0, 0, 1.0])}
         self.rules |= {name: Drawn(shares) for name, shares in SHARES.items()}
-        self.engine = engine.Classifier(
-            self.method,
-            self.rules[ENGINE],
+        self.engine = self._classifier(self.method, self.rules[ENGINE])
+        self.full = self._classifier(self.whole, stopping.fixed(1, 1))
+        self.plain = Loop(self.method, self.images, self.batch)
+        folded = folding.fold_method(self.method, self.size)
+        self.loop = Loop(folded, self.images, self.batch)
+        self.loop.prepare()
+        rng = np.random.default_rng(1)
+        self.exits = {
+            name: rng.choice(INPUTS, options.images, p=np.array(shares) / sum(shares))
+            for name, shares in SHARES.items()
+        }
+        self.exits[PLAIN] = np.full(options.images, INPUTS - 1)
+        self.plain.run(self.exits[PLAIN])
+
+    def _classifier(self, method, rule):
+        made = engine.Classifier(
+            method,
+            rule,
             image_size=self.size,
-            batch_size=options.batch,
+            batch_size=self.batch,
             devices=jax.local_devices()[:1],
         )
-        self.table_step = jax.jit(
-            anchornet.make_table_step(self.method, random=False, seed=0)
-        )
-        self.full_step = jax.jit(
-            lambda v, batch: backbone.model.apply(v, views.normalise(batch["image"]))[
-                0
-            ].argmax(-1)
-        )
-        self.variables = jax.device_put(self.method.variables())
-        self.engine.classify(self.images[: 2 * self.batch])
-        self.loop(self.table_step, self.variables, 2)
-        self.loop(self.full_step, self.variables["patches"], 2)
+        made.classify(self.images[: 2 * self.batch])
+        return made
 
     def ways(self) -> dict:
         """Return {name: function to be timed}."""
-        loops = {
-            PLAIN: (self.table_step, self.variables),
-            FULL: (self.full_step, self.variables["patches"]),
-        }
+        plain = functools.partial(self.plain.run, self.exits[PLAIN])
+        others = {PADDING: False, SHRINK: True}
         return {
-            **{k: functools.partial(self.loop, *v) for k, v in loops.items()},
+            PLAIN: plain,
+            FULL: lambda: self.full.classify(self.images),
             **{k: functools.partial(self.run, k) for k in self.rules},
+            **{
+                f"{k}, {way}": functools.partial(self.loop.run, self.exits[k], shrink)
+                for way, shrink in others.items()
+                for k in SHARES
+            },
         }
-
-    def loop(self, step, variables, batches=None):
-        """Run a jitted step over the images; one batch waits while one runs."""
-        starts = range(0, len(self.images), self.batch)[:batches]
-        results = []
-        for start in starts:
-            results.append(
-                step(variables, {"image": self.images[start : start + self.batch]})
-            )
-            if len(results) > 2:
-                jax.block_until_ready(results[-3])
-        return jax.device_get(results)
 
     def run(self, key):
         """Run the engine with one of the rules."""
@@ -142,11 +231,13 @@ class Contest:
         return self.engine.classify(self.images)
 
     def cost(self, key, result) -> float:
-        """Return the mean multiply-adds per image of one way."""
-        macs = np.array(self.method.macs(self.size), float)
+        """Return the mean multiply-adds per image that one way needs."""
+        macs = np.array(protocol.costs(self.method, self.size), float)
         if key == FULL:
-            return multiply_adds.model_macs(self.method.patches.model, self.size)
-        return macs[-1] if key == PLAIN else float(macs[result.exit].mean())
+            return protocol.costs(self.whole, self.size)[-1]
+        exits = self.exits.get(key.split(",")[0]) if key not in self.rules else None
+        exits = self.exits[PLAIN] if key == PLAIN else exits
+        return float(macs[result.exit if exits is None else exits].mean())
 
 
 def measure(name: str, dtype: str, options) -> list[dict]:
@@ -159,7 +250,9 @@ def measure(name: str, dtype: str, options) -> list[dict]:
             begun = time.perf_counter()
             results[key] = way()
             times[key].append(time.perf_counter() - begun)
-    table = np.concatenate([batch["predicted"] for batch in results[PLAIN]])
+    table = np.concatenate(
+        [np.stack([said for _, said in batch], 1) for batch in results[PLAIN]]
+    )  # [n, T] classes
     medians = {key: statistics.median(values) for key, values in times.items()}
     cost = {key: contest.cost(key, results[key]) for key in ways}
     everything = min(medians[PLAIN], medians[ENGINE])
@@ -198,7 +291,7 @@ def show(row) -> None:
     """Print a row."""
     same = row["same_class"]
     print(
-        f"{row['network']:12} {row['run']:22}{row['budget_macs'] / 1e9:7.3f} G"
+        f"{row['network']:12} {row['run']:24}{row['budget_macs'] / 1e9:7.3f} G"
         f"  x{row['macs_speedup']:5.2f} in multiply-adds"
         f"  x{row['realised_speedup']:5.2f} in time"
         f"{100 * row['realised_speedup'] / row['macs_speedup']:6.1f} %"

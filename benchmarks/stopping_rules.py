@@ -125,7 +125,7 @@ def score(table: exit_table.ExitTable, budgets, seeds: int) -> dict[str, dict]:
         for calibration, test in (halves, halves[::-1]):
             for name, method in RULES.items():
                 points = fitting.curve(calibration, test, budgets, method)
-                found[name].append([(p["accuracy"], p["mean_cost"]) for p in points])
+                found[name].append([(p.accuracy, p.cost) for p in points])
     means = {name: np.mean(splits, axis=0) for name, splits in found.items()}
     return {
         name: dict(zip(("accuracy", "mean_cost"), mean.T.round(5).tolist()))

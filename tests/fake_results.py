@@ -1,76 +1,108 @@
-"""What an evaluation would leave, made up: three classes, two patches, four images."""
+"""What an evaluation would leave, made up: three classes, three exits, four images."""
 
 import json
 
 import numpy as np
 
+from anchornet_jax.inference.results import Evaluation, Point, Reference
+
 SIZE, PATCH, STRIDE, GRID = 48, 20, 4, 8  # (48 - 20) / 4 + 1 = 8
+EXITS = ["glance", "look", "patch 2"]
+ABSENT = [-1] * 4
+
+
+def anytime(*rows):
+    """Return a point per row of accuracy, cost and milliseconds, at which all leave."""
+    return [
+        Point(accuracy, cost, exits.tolist(), time_ms=time_ms)
+        for (accuracy, cost, time_ms), exits in zip(rows, np.eye(len(rows)))
+    ]
 
 
 def summary():
-    """Return a fresh summary."""
-    rows = [
-        (1, 0.6, 0.6, 10e6, 1.0),
-        (2, 0.8, 0.65, 30e6, 4.0),
-        (3, 0.9, 0.7, 40e6, 5.0),
-    ]
-    names = ("inputs", "accuracy", "random_patches_accuracy", "macs", "time_ms")
+    """Return a fresh evaluation."""
     budgeted = [
-        {
-            "budget_macs": budget,
-            "mean_macs": budget - 1e6,
-            "mean_time_ms": budget / 10e6 + 0.25,
-            "accuracy": accuracy,
-            "thresholds": [0.75, 2.0],
-            "exits": exits,
-            "expected_inputs": float(np.dot(exits, [1, 2, 3])),
-            "binding": True,
-        }
+        Point(
+            accuracy,
+            budget - 1e6,
+            exits,
+            time_ms=budget / 10e6 + 0.25,
+            budget=budget,
+            binding=True,
+            rule={"rule": "thresholds", "thresholds": [0.75, 2.0]},
+        )
         for budget, accuracy, exits in (
             (30e6, 0.88, [0.25, 0.25, 0.5]),
             (20e6, 0.82, [0.5, 0.25, 0.25]),
         )
     ]
-    return {
-        "classes": ["cat", "$dog_1$", "<b>owl & co"],
-        "data": "plates",
-        "patch_size": PATCH,
-        "fuse": "logits",
-        "anchornet": {"accuracy": 0.84, "box_coverage": 0.93, "macs": 6e6},
-        "full_image": {"accuracy": 0.9, "macs": 100e6, "time_ms": 10.0},
-        "anytime": [dict(zip(names, row)) for row in rows],
-        "budgeted": budgeted,
-        "exit_time_ms": [0.9, 3.9, 4.9],
-        "seconds": {"data": 40.1, "anchornet": 240.0},
-    }
+    return Evaluation(
+        data="plates",
+        classes=["cat", "$dog_1$", "<b>owl & co"],
+        method={"name": "anchornet", "fuse": "logits", "networks": {"glance": "0a1b"}},
+        exits=list(EXITS),
+        anytime=anytime((0.6, 10e6, 1.0), (0.8, 30e6, 4.0), (0.9, 40e6, 5.0)),
+        budgeted=budgeted,
+        references={
+            "full image": Reference(["whole image"], anytime((0.9, 100e6, 10.0))),
+            "random patches": Reference(
+                list(EXITS),
+                anytime((0.6, 10e6, None), (0.65, 30e6, None), (0.7, 40e6, None)),
+            ),
+        },
+        box_coverage=0.93,
+        exit_time_ms=[0.9, 3.9, 4.9],
+        device="cpu",
+        seconds={"data": 40.1, "anchornet": 240.0},
+    )
+
+
+def single():
+    """Return a fresh evaluation of a method with one exit: there is nothing to decide."""
+    return Evaluation(
+        data="plates",
+        classes=["cat", "$dog_1$", "<b>owl & co"],
+        method={"name": "static", "input_size": 0},
+        exits=["whole image"],
+        anytime=anytime((0.9, 100e6, None)),
+        budgeted=[],
+    )
 
 
 def arrays():
     """Return fresh examples; patch 2 of the last image does not exist."""
     rng = np.random.default_rng(0)
+    corners = [
+        [(4, 8), (28, 0)],
+        [(0, 0), (24, 24)],
+        [(8, 8), (0, 28)],
+        [(12, 4), None],
+    ]
+    boxes = [
+        [[0, 0, SIZE, SIZE]]
+        + [[y, x, y + PATCH, x + PATCH] for y, x in filter(None, two)]
+        + [ABSENT] * two.count(None)
+        for two in corners
+    ]
+    first = (PATCH - STRIDE) / 2  # px, where the cell of the first location begins
     return {
         "image": rng.integers(256, size=(4, SIZE, SIZE, 3), dtype=np.uint8),
         "heatmap": rng.normal(size=(4, GRID, GRID)).astype(np.float32),
-        "corners": np.array(
-            [
-                [[4, 8], [28, 0]],
-                [[0, 0], [24, 24]],
-                [[8, 8], [0, 28]],
-                [[12, 4], [0, 0]],
-            ],
-            np.int32,
+        "extent": np.tile(
+            np.float32([first, first, first + GRID * STRIDE, first + GRID * STRIDE]),
+            (4, 1),
         ),
-        "valid": np.array([[True, True], [True, True], [True, True], [True, False]]),
+        "boxes": np.array(boxes, np.int32),
         "label": np.array([0, 1, 2, 1]),
         "predicted": np.array([[0, 0, 0], [2, 1, 1], [0, 1, 2], [0, 0, 0]]),
         "confidence": np.linspace(0.5, 0.94, 12).reshape(4, 3),
         "exit": np.array([0, 1, 2, 1]),
         "box": np.array([[6, 10, 20, 24]] * 4),
-        "patch_size": np.array(PATCH),
     }
 
 
 def write(directory, summary, arrays):
-    """Write both files as an evaluation does."""
-    (directory / "summary.json").write_text(json.dumps(summary))
+    """Write both files as an evaluation does; the summary may be what JSON holds."""
+    plain = summary.to_json() if isinstance(summary, Evaluation) else summary
+    (directory / "summary.json").write_text(json.dumps(plain))
     np.savez(directory / "examples.npz", **arrays)

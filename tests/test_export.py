@@ -1,4 +1,3 @@
-import functools
 import json
 import shutil
 import subprocess
@@ -15,18 +14,21 @@ from anchornet_jax.inference import (
     exit_table,
     export,
     fitting,
+    results,
     serialised,
     stopping,
 )
-from anchornet_jax.methods import anchornet
+from anchornet_jax.methods import method as protocol
+from anchornet_jax.methods import registry
 from anchornet_jax.runtime import checkpoint, files, networks, workdir
 from configs import common
+from configs import export as export_config
 from tests.tiny import tiny  # noqa: F401
 
 SIZE = 127  # px: AnchorNet's grid is 5x5
 CLASSES = ["a", "b", "c"]
 RULE = stopping.ThresholdRule((0.4, 0.5))
-METHOD = ("anchornet", "tiny", "tiny")  # AnchorNet, glance and patches
+METHOD = {"localizer": "anchornet", "glance": "tiny", "patch": "tiny"}
 
 
 def make_network(name, size, seed):
@@ -53,11 +55,11 @@ def make_network(name, size, seed):
 def method():
     with pytest.MonkeyPatch.context() as patch:
         register(patch)
-        localizer, glance, patches = (
-            make_network(name, 95 if seed else SIZE, seed)
-            for seed, name in enumerate(METHOD)
-        )
-        yield anchornet.Sequence(localizer, glance, patches, 3, 0.8)
+        members = {
+            role: make_network(name, SIZE if role == "localizer" else 95, seed)
+            for seed, (role, name) in enumerate(METHOD.items())
+        }
+        yield registry.create("anchornet", members, inputs=3, iou_threshold=0.8)
 
 
 def register(patch):
@@ -72,18 +74,15 @@ def make_table(method):
         confidence=rng.random((40, 3)),
         predicted=rng.integers(0, 3, (40, 3)),
         label=rng.integers(0, 3, 40),
-        cost=np.asarray(method.macs(SIZE), float),
+        cost=np.asarray(protocol.costs(method, SIZE), float),
     )
 
 
-def budget_row(macs):
-    return {
-        "budget_macs": macs,
-        "binding": True,
-        "mean_macs": 0.9 * macs,
-        "accuracy": 0.5,
-        "rule": RULE.to_json(),
-    }
+def point(macs):
+    """Return the point of the rule that was fitted to a budget."""
+    return results.Point(
+        0.5, 0.9 * macs, [1.0, 0.0, 0.0], budget=macs, rule=RULE.to_json()
+    )
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +93,7 @@ def exported(method, tmp_path_factory):
         method,
         image_size=SIZE,
         resize=160,
-        budgets=[budget_row(2e6)],
+        budgets=[point(2e6)],
         calibration=make_table(method),
         config={"inputs": 3},
     )
@@ -106,45 +105,11 @@ def told(rules):
     return {budget: rule.to_json() for budget, rule in rules.items()}
 
 
-def predict(run, decide, images):
-    """Run all images through all steps; return what Algorithm 1 needs."""
-    glance, localize, patch = run
-    corners, valid, heatmap, branch = localize(images)
-    logits = [
-        glance(images),
-        *(patch(images, corners[:, k], branch) for k in range(2)),
-    ]
-    seen = np.ones((len(images), 1), bool)
-    confidence, predicted = decide(
-        jnp.stack(logits, 1), jnp.concatenate([seen, valid], 1)
-    )
-    return {
-        "confidence": confidence,
-        "predicted": predicted,
-        "corners": corners,
-        "valid": valid,
-        "heatmap": heatmap,
-    }
-
-
-def steps_of(method):
-    """Return the steps of networks in memory, as `predict` takes them."""
-
-    def localize(variables, images):
-        found = anchornet.localize(method, variables, images)
-        return found.corners, found.valid, found.heatmap, found.branch
-
-    def patch(variables, images, corners, branch):
-        found = anchornet.patch_logits(
-            method, variables, images, corners[:, None], branch
-        )
-        return found[:, 0]
-
-    glance = functools.partial(anchornet.glance_logits, method)
-    return [
-        functools.partial(jax.jit(step), method.variables())
-        for step in (glance, localize, patch)
-    ]
+def logits_of(method, images):
+    """Return logits [B, T, N] and the boxes of networks in memory."""
+    run = jax.jit(lambda v, x: protocol.run(method, v, x))
+    logits, state = run(protocol.variables(method), images)
+    return {"logits": logits, "boxes": method.regions(state, SIZE).boxes}
 
 
 ELSEWHERE = """
@@ -167,30 +132,25 @@ about = json.loads((path / "metadata.json").read_text())
 variables = ocp.StandardCheckpointer().restore(path / about["variables"])
 file = path / about["metadata"]["files"] / "glance.jaxexport"
 glance = jax.export.deserialize(bytearray(file.read_bytes()))
-logits = glance.call(variables["glance"], images[:2])
+_, logits = glance.call({"glance": variables["glance"]}, images[:2])
 assert not any(name.startswith("anchornet_jax") for name in sys.modules)
 
 from anchornet_jax.inference import export
-from anchornet_jax.methods import anchornet
 from tests import test_export
 
-def check(steps, decide):
-    for rows in (1, 3, 8):
-        found = test_export.predict(steps, decide, images[:rows])
-        for name, value in wanted.items():
-            if value.dtype == np.float32:
-                np.testing.assert_allclose(found[name], value[:rows], 1e-4, 1e-5)
-            else:
-                np.testing.assert_array_equal(found[name], value[:rows])
-
 steps = export.load_steps(path)  # `tiny` is not registered here: no model code runs
-np.testing.assert_allclose(steps.glance(images[:2]), logits, 1e-5)
-check(steps[:3], steps.decide)
+_, found = steps.run[0](images[:2])
+np.testing.assert_allclose(found, logits, 1e-5)
+for rows in (1, 3, 8):
+    found = steps.logits(images[:rows])
+    np.testing.assert_allclose(found, wanted["logits"][:rows], 1e-4, 1e-4)
 
 import pytest
 test_export.register(pytest.MonkeyPatch())
 method = export.load(path).method
-check(test_export.steps_of(method), lambda *a: anchornet.decide(*a, method.fuse))
+found = test_export.logits_of(method, images)
+np.testing.assert_array_equal(found["boxes"], wanted["boxes"])
+np.testing.assert_allclose(found["logits"], wanted["logits"], 1e-4, 1e-4)
 """
 
 
@@ -199,10 +159,8 @@ def test_same_predictions_elsewhere(method, exported, tmp_path):
     shutil.copytree(exported, tmp_path / "moved")
     coarse = np.random.default_rng(1).integers(0, 256, (8, 8, 8, 3), np.uint8)
     images = coarse.repeat(16, 1).repeat(16, 2)[:, :SIZE, :SIZE]
-    wanted = predict(
-        steps_of(method), lambda *a: anchornet.decide(*a, method.fuse), images
-    )
-    assert len(np.unique(wanted["corners"], axis=0)) > 1  # images differ in something
+    wanted = logits_of(method, images)
+    assert len(np.unique(wanted["boxes"], axis=0)) > 1  # images differ in something
     np.savez(tmp_path / "wanted.npz", images=images, **wanted)
     done = subprocess.run(
         [sys.executable, "-c", ELSEWHERE, tmp_path / "moved", tmp_path / "wanted.npz"],
@@ -216,11 +174,14 @@ def test_same_predictions_elsewhere(method, exported, tmp_path):
 def test_load(method, exported, tiny):  # noqa: F811
     found = export.load(exported)
     jax.tree.map(
-        np.testing.assert_array_equal, found.method.variables(), method.variables()
+        np.testing.assert_array_equal,
+        protocol.variables(found.method),
+        protocol.variables(method),
     )
     assert told(found.rules) == {2e6: RULE.to_json()}
-    assert found.classes == found.method.classes == CLASSES
-    assert found.macs == method.macs(SIZE) and found.image_size == SIZE
+    assert found.classes == protocol.classes(found.method) == CLASSES
+    assert found.exits == ["glance", "look", "patch"]
+    assert found.macs == protocol.costs(method, SIZE) and found.image_size == SIZE
     assert (found.method.inputs, found.method.iou_threshold) == (3, 0.8)
     table = make_table(method)
     np.testing.assert_array_equal(found.calibration.confidence, table.confidence)
@@ -230,7 +191,9 @@ def test_load(method, exported, tiny):  # noqa: F811
     assert {"jax", "flax", "anchornet_jax"} <= set(about["versions"])
     about = about["metadata"]
     assert about["config"] == {"inputs": 3} and about["platforms"][1] == "cuda"
-    assert about["preprocessing"]["patch_size"] == 95  # 2022, Table 1
+    sizes = {"localizer": SIZE, "glance": 95, "patch": 95}  # 2022, Table 1
+    assert about["preprocessing"]["input_sizes"] == sizes
+    assert [step["places"] for step in about["steps"]] == [[0], [1], [2]]
     assert about["preprocessing"]["resize"] == 160
 
 
@@ -245,7 +208,7 @@ def test_classifier_of_an_export(exported, tiny, rule):  # noqa: F811
         "inputs": stopping.fixed(2, 3),
     }[rule]
     assert classifier.rule.to_json() == wanted.to_json()
-    assert classifier.image_size == SIZE and classifier.method.classes == CLASSES
+    assert classifier.image_size == SIZE
 
 
 @pytest.mark.parametrize(
@@ -254,7 +217,7 @@ def test_classifier_of_an_export(exported, tiny, rule):  # noqa: F811
         ({}, "give one of `budget`, `thresholds` and `inputs`"),
         ({"budget": 1e9, "inputs": 2}, "give one of `budget`"),
         ({"inputs": 4}, "`inputs` is 4; allowed is 1 to 3"),
-        ({"thresholds": [0.5] * 4}, "`rule` decides 4 times; 3 inputs need 2"),
+        ({"thresholds": [0.5] * 4}, "`rule` decides 4 times; 3 exits need 2"),
         ({"thresholds": [float("nan")] * 2}, "`thresholds` of exit 1 is nan"),
         ({"budget": 1.0}, "`budgets` holds 1.0; the cheapest exit costs"),
     ],
@@ -290,7 +253,7 @@ def test_budget_without_evaluation(method, tmp_path, tiny):  # noqa: F811
     with pytest.raises(ValueError, match="no rules .* make it with `config.evaluation"):
         engine.load(tmp_path / "export", budget=1e9)
     with pytest.raises(ValueError, match="must be given together"):
-        export.save(tmp_path / "new", method, image_size=SIZE, budgets=[budget_row(1)])
+        export.save(tmp_path / "new", method, image_size=SIZE, budgets=[point(1)])
     assert not (tmp_path / "new").exists()
 
 
@@ -313,9 +276,9 @@ def flip(path, name):
     ("damage", "read", "message"),
     [
         (
-            lambda path: change(path, export=2),
+            lambda path: change(path, export=3),
             (export.load, export.load_steps),
-            "format 2, which is newer than what anchornet_jax .* please update",
+            "format 3, which is newer than what anchornet_jax .* please update",
         ),
         (
             lambda path: change(path, calling_convention=99),
@@ -328,9 +291,9 @@ def flip(path, name):
             "convention 1 .* please export again",
         ),
         (
-            lambda path: flip(path, "localize.jaxexport"),
+            lambda path: flip(path, "look.jaxexport"),
             (export.load_steps,),
-            "damaged: localize.jaxexport is not what was saved",
+            "damaged: look.jaxexport is not what was saved",
         ),
         (
             lambda path: flip(path, "calibration.npz"),
@@ -350,7 +313,7 @@ def flip(path, name):
         (
             lambda path: change(path, networks={}),
             (export.load,),
-            "damaged: KeyError: 'anchornet'",
+            "`networks.localizer` is empty",
         ),
         (
             lambda path: (path / "metadata.json").unlink(),
@@ -378,7 +341,9 @@ def test_whole_or_not_at_all(method, exported, tmp_path, tiny, monkeypatch):  # 
     path = tmp_path / "export"
     shutil.copytree(exported, path)
     before = sorted(path.rglob("*"))
-    monkeypatch.setattr(serialised, "serialise", lambda *_: {"glance": b"traced"})
+    monkeypatch.setattr(
+        serialised, "serialise", lambda *_: {"glance.jaxexport": b"traced"}
+    )
     with monkeypatch.context() as full:
 
         def fail(*_):
@@ -400,48 +365,78 @@ def test_whole_or_not_at_all(method, exported, tmp_path, tiny, monkeypatch):  # 
 
 @pytest.fixture
 def config(method, tmp_path, tiny):  # noqa: F811
-    """Return the config of an export, of networks and an evaluation on disk."""
-    config = common.get_config()
-    config.program, config.inputs, config.data.image_size = "export", 3, SIZE
-    config.view.iou_threshold, config.evaluation = 0.8, str(tmp_path / "evaluate")
-    for name in anchornet.NETWORKS:
-        network = getattr(method, name)
-        config.networks[name] = str(tmp_path / name)
+    """Return the config of an export, of an evaluation on disk and its networks."""
+    described = {"name": "anchornet", **method.arguments, "networks": {}}
+    for role, network in method.networks.items():
+        described["networks"][role] = str(tmp_path / role)
         networks.save(
-            tmp_path / name,
+            tmp_path / role,
             network.metadata["model"],
             network.variables,
             classes=CLASSES,
         )
-    evaluation = workdir.claim(
-        config.evaluation, {"fuse": "logits", "view": {"iou_threshold": 0.8}}
+    evaluated = common.get_config()
+    evaluated.program = "evaluate"
+    evaluated.data.update(image_size=SIZE, resize=160)
+    evaluated.method = described
+    evaluation = workdir.claim(tmp_path / "evaluate", evaluated.to_dict())
+    summary = results.Evaluation(
+        data="plates",
+        classes=CLASSES,
+        method={
+            "name": "anchornet",
+            **method.arguments,
+            "networks": export.digests(method),
+        },
+        exits=["glance", "look", "patch"],
+        anytime=[point(2e6)] * 3,
+        budgeted=[point(2e6)],
     )
-    summary = {"classes": CLASSES, "budgeted": [{**budget_row(2e6), "exits": []}]}
-    files.write_json(evaluation / "summary.json", summary)
+    files.write_json(evaluation / "summary.json", summary.to_json())
     make_table(method).save(evaluation / "calibration.npz")
+    config = export_config.get_config()
+    config.evaluation = str(evaluation)
     return config
 
 
 def test_program(config, method, tmp_path):
+    """Made of the evaluation alone: method, networks, preprocessing, rules."""
     result = export.export(config, tmp_path / "export")
-    assert result["macs"] == method.macs(SIZE) and result["budgets_macs"] == [2e6]
+    assert result["macs"] == protocol.costs(method, SIZE)
+    assert result["budgets_macs"] == [2e6]
     found = export.load(result["export"])
     assert told(found.rules) == {2e6: RULE.to_json()} and found.calibration is not None
+    assert found.image_size == SIZE
+    assert found.metadata["preprocessing"]["resize"] == 160  # not this config's 256
     assert found.metadata["config"]["program"] == "export"
-    assert "seed" in found.metadata["config"]
+
+
+def test_evaluation_that_was_moved(config, tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    for name in (*METHOD, "evaluate"):
+        shutil.move(tmp_path / name, tmp_path / "elsewhere" / name)
+    config.evaluation = str(tmp_path / "elsewhere" / "evaluate")
+    result = export.export(config, tmp_path / "export")
+    assert export.load(result["export"]).image_size == SIZE
+
+
+def test_networks_that_are_not_those_evaluated(config, method, tmp_path):
+    """Exchanged, with equal shapes, or trained anew since."""
+    for role in ("glance", "patch"):
+        (tmp_path / role).rename(tmp_path / f"{role}_")
+    (tmp_path / "glance_").rename(tmp_path / "patch")
+    (tmp_path / "patch_").rename(tmp_path / "glance")
+    with pytest.raises(ValueError, match="evaluated something else: networks is"):
+        export.export(config, tmp_path / "export")
+    assert not (tmp_path / "export").exists()
 
 
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("networks.glance", "", "`config.networks.glance` is empty"),
-        ("networks.glance", "/nowhere", "'/nowhere'"),
-        ("evaluation", "/nowhere", "'/nowhere', which holds no finished evaluation"),
-        ("inputs", 2, "something else: multiply-adds of the exits is"),
-        ("inputs", 99, "`k` is 98"),
-        ("fuse", "probabilities", "fuse is logits there, probabilities here"),
-        ("view.iou_threshold", 0.9, "view.iou_threshold is 0.8 there, 0.9 here"),
-        ("data.image_size", 80, "80x80 pixels"),
+        ("evaluation", "", "`config.method`: `method` is ''; choose one of"),
+        ("evaluation", "/nowhere", "'/nowhere', which holds no evaluation"),
+        ("method.name", "static", "evaluated something else: `method` is"),
     ],
 )
 def test_bad_config_writes_nothing(config, tmp_path, key, value, message):
@@ -449,3 +444,16 @@ def test_bad_config_writes_nothing(config, tmp_path, key, value, message):
     with pytest.raises(ValueError, match=message):
         export.export(config, tmp_path / "export")
     assert not (tmp_path / "export").exists()
+
+
+def test_evaluation_that_is_not_finished(config, tmp_path):
+    (tmp_path / "evaluate" / "summary.json").unlink()
+    with pytest.raises(ValueError, match="which holds no finished evaluation"):
+        export.export(config, tmp_path / "export")
+
+
+def test_steps_of_format_1():
+    from tests.test_golden_results import RESULTS
+
+    with pytest.raises(ValueError, match="format 1, .* `export.load` reads it"):
+        export.load_steps(RESULTS / "export_1")

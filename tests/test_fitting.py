@@ -7,7 +7,7 @@ import pytest
 
 from anchornet_jax.inference import exit_table, fitting, stopping
 from benchmarks import stopping_rules
-from tests.test_exits import PUBLISHED, table
+from tests.test_exit_table import PUBLISHED, table
 
 methods = pytest.mark.parametrize("method", sorted(fitting.METHODS))
 
@@ -117,9 +117,16 @@ def test_budgets_in_milliseconds(method):
     """With other costs of the exits another rule, and its budget is met in them."""
     data = table(n=4000, digits=9).with_cost([0.2, 1.0, 1.1, 1.2], "ms")
     (point,) = fitting.curve(data, data, [0.7], method)
-    assert point["unit"] == "ms"
-    assert point["mean_cost"] == pytest.approx(0.7, rel=0.01)
-    assert point["mean_cost"] == pytest.approx(np.dot(point["shares"], data.cost))
+    assert (point.unit, point.budget, point.binding) == ("ms", 0.7, True)
+    assert point.cost == pytest.approx(0.7, rel=0.01)
+    assert point.cost == pytest.approx(np.dot(point.exits, data.cost))
+    outcome = exit_table.score(
+        data, stopping.from_json(point.rule).exits(data.confidence)
+    )
+    assert (point.accuracy, point.cost) == (outcome.accuracy, outcome.mean_cost)
+    assert point.calibration_accuracy == point.accuracy  # the same images
+    assert point.calibration_cost == point.cost
+    assert point.steps == pytest.approx(outcome.expected_inputs)
 
 
 @methods
@@ -200,9 +207,9 @@ def test_the_published_table_beats_the_hand_made_grid():
         both = halves(data, seed)
         for calibration, test in (both, both[::-1]):
             points = fitting.curve(calibration, test, list(authors))
-            accuracy.append([point["accuracy"] for point in points])
-            cost.append([point["mean_cost"] for point in points])
-            met = [p["calibration_cost"] / p["budget"] for p in points if p["binding"]]
+            accuracy.append([point.accuracy for point in points])
+            cost.append([point.cost for point in points])
+            met = [p.calibration_cost / p.budget for p in points if p.binding]
             assert len(met) > 20
             np.testing.assert_allclose(met, 1, atol=0.01)
     np.testing.assert_allclose(np.mean(cost, 0), list(authors), rtol=0.01)

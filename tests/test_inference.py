@@ -1,3 +1,5 @@
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -6,7 +8,8 @@ import pytest
 from anchornet_jax import models
 from anchornet_jax.inference import engine, stopping
 from anchornet_jax.inference.exit_table import NEVER
-from anchornet_jax.methods import anchornet
+from anchornet_jax.methods import anchornet, preprocessing, registry
+from anchornet_jax.methods import method as protocol
 from anchornet_jax.runtime import parallel
 from anchornet_jax.runtime.networks import Network
 from tests.tiny import Tiny
@@ -25,13 +28,12 @@ def network(model, size, seed):
 @pytest.fixture(scope="module")
 def method():
     """Return the method with random networks, four inputs."""
-    return anchornet.Sequence(
-        network(models.create("anchornet", 3), SIZE, 0),
-        network(Tiny(3), 95, 1),
-        network(Tiny(3), 95, 2),
-        inputs=4,
-        iou_threshold=0.8,
-    )
+    members = {
+        "localizer": network(models.create("anchornet", 3), SIZE, 0),
+        "glance": network(Tiny(3), 95, 1),
+        "patch": network(Tiny(3), 95, 2),
+    }
+    return registry.create("anchornet", members, inputs=4, iou_threshold=0.8)
 
 
 @pytest.fixture(scope="module")
@@ -47,19 +49,22 @@ def images():
 def tables(method, images):
     """Return {fuse: exit table of all images}."""
 
-    def table(fuse):
-        fused = method._replace(fuse=fuse)
-        step = parallel.predict_step(
-            anchornet.make_table_step(fused, random=False, seed=0)
-        )
-        variables, rows = parallel.replicate(method.variables()), []
-        padded = np.concatenate([images, images[: -COUNT % 52]])
-        for start in range(0, len(padded), 52):
-            batch = parallel.shard({"image": padded[start : start + 52]})
-            rows.append(parallel.gather(step(variables, batch)))
-        return {k: np.concatenate([r[k] for r in rows])[:COUNT] for k in rows[0]}
+    return {
+        fuse: table(dataclasses.replace(method, fuse=fuse), images)
+        for fuse in anchornet.FUSE
+    }
 
-    return {fuse: table(fuse) for fuse in anchornet.FUSE}
+
+def table(made, images):
+    """Return the exit table's arrays of a method, for all images."""
+    run, rows = protocol.make_table(made), []
+    variables = parallel.replicate(protocol.variables(made))
+    padded = np.concatenate([images, images[: -len(images) % 52]])
+    for start in range(0, len(padded), 52):
+        batch = parallel.shard({"image": padded[start : start + 52]})
+        rows.append(parallel.gather(run(variables, batch)))
+    found = {k: np.concatenate([r[k] for r in rows]) for k in rows[0]}
+    return {k: v[: len(images)] for k, v in found.items()}
 
 
 def check(results, rule, found):
@@ -101,7 +106,7 @@ def test_equals_the_table(method, tables, images, fuse, batch_size, in_flight, d
     found = tables[fuse]
     count = 20 if batch_size == 1 else COUNT
     classifier = engine.Classifier(
-        method._replace(fuse=fuse),
+        dataclasses.replace(method, fuse=fuse),
         thresholds(found, "none leaves"),
         image_size=SIZE,
         batch_size=batch_size,
@@ -159,40 +164,30 @@ def test_three_programs_whatever_the_exits(classifier, images):
         classifier.rule = stopping.ThresholdRule(rule)
         for count in (3, 8, 30):
             classifier.classify(images[:count])
-    assert {name: p._cache_size() for name, p in classifier.programs.items()} == {
-        "glance": 1,
-        "localize": 1,
-        "patch": 1,
-    }
+    assert classifier.traced == {"glance": 1, "look": 1, "patch": 1}
 
 
-def test_anchornet_runs_only_past_the_glance(classifier, images, monkeypatch):
-    ran = []
-    for name, program in classifier.programs.items():
-        monkeypatch.setitem(
-            classifier.programs,
-            name,
-            lambda *a, p=program, n=name: ran.append(n) or p(*a),
-        )
-    classifier.rule = stopping.ThresholdRule((-1.0, 0.9, 0.9))
-    classifier.classify(images[:24])
-    assert ran == ["glance"] * 3
-
-
-def test_launches_are_full(classifier, images, monkeypatch):
-    """A long stream needs hardly more launches than its work divided by the batch."""
-    ran = []
-    for name, program in classifier.programs.items():
-        monkeypatch.setitem(
-            classifier.programs,
-            name,
-            lambda *a, p=program, n=name: ran.append(n) or p(*a),
-        )
-    classifier.rule = stopping.ThresholdRule((0.9, 0.9, 0.9))
+def launches(classifier, images):
+    """Classify; return the results and how often each step was launched for them."""
+    before = classifier.launched.copy()
     results = classifier.classify(images)
+    return results, classifier.launched - before
+
+
+def test_no_step_runs_for_images_that_have_left(classifier, images):
+    classifier.rule = stopping.ThresholdRule((-1.0, 0.9, 0.9))
+    _, launched = launches(classifier, images[:24])
+    assert launched == {"glance": 3}
+
+
+def test_launches_are_full(classifier, images):
+    """A long stream needs hardly more launches than its work divided by the batch."""
+    classifier.rule = stopping.ThresholdRule((0.9, 0.9, 0.9))
+    results, launched = launches(classifier, images)
     past = results.exit[results.exit > 0]
-    needed = -(-COUNT // 8) + -(-len(past) // 8) + -(-past.sum() // 8)
-    assert needed <= len(ran) <= needed + 3
+    later = past[past > 1] - 1
+    needed = -(-COUNT // 8) + -(-len(past) // 8) + -(-later.sum() // 8)
+    assert needed <= launched.total() <= needed + 3
 
 
 def test_stream_is_lazy(classifier, images):
@@ -220,15 +215,16 @@ def test_details(method, tables, images):
         devices=jax.local_devices()[:1],
     )
     results = classifier.classify(images[:12])
-    np.testing.assert_array_equal(results.corners, found["corners"][:12])
+    np.testing.assert_array_equal(results.boxes, found["boxes"][:12])
     np.testing.assert_array_equal(results.logits.argmax(-1), found["predicted"][:12])
     classifier.rule = stopping.fixed(2, 4)
     for i, result in enumerate(classifier.stream(images[:12])):
         np.testing.assert_allclose(result.logits[:2], results.logits[i, :2], 1e-4, 1e-5)
         assert np.isnan(result.logits[2:]).all()
-        np.testing.assert_array_equal(result.corners, results.corners[i])
+        np.testing.assert_array_equal(result.boxes[:2], results.boxes[i, :2])
+        assert (result.boxes[2:] == -1).all()
     classifier.rule = stopping.fixed(1, 4)
-    assert (classifier.classify(images[:3]).corners == -1).all()
+    assert (classifier.classify(images[:3]).boxes[:, 1:] == -1).all()
 
 
 def test_milliseconds(classifier):
@@ -281,7 +277,7 @@ def test_wrong_image(classifier, images, bad):
         ({"batch_size": 0}, "`batch_size` is 0"),
         ({"batch_size": 8, "in_flight": 4}, "`in_flight` 4"),
         ({"max_wait": 0}, "`max_wait` is 0"),
-        ({"rule": stopping.ThresholdRule((0.5,))}, "`rule` decides 1 times; 4 inputs"),
+        ({"rule": stopping.ThresholdRule((0.5,))}, "`rule` decides 1 times; 4 exits"),
         ({"image_size": 90}, "90x90 pixels.*95x95"),
         ({"dtype": "int7"}, "`dtype` is 'int7'"),
     ],
@@ -290,3 +286,86 @@ def test_bad_arguments(method, changes, message):
     arguments = {"rule": stopping.ThresholdRule((0.5,) * 3), "image_size": SIZE}
     with pytest.raises(ValueError, match=message):
         engine.Classifier(method, **{**arguments, **changes})
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Growing:
+    """A method of three exits whose later steps read their state alone.
+
+    `steps` are two programs; `count` is left as it is by the first step, so a slot must
+    not keep what an earlier image had there.
+    """
+
+    networks: dict
+
+    @property
+    def steps(self):
+        first = protocol.Step("first", ("network",), self._first)
+        later = protocol.Step("later", ("network",), self._later, reads_pixels=False)
+        return (first, later, later)
+
+    def start(self, count, image_size):
+        return {
+            "map": jnp.zeros((count, 3), jnp.float32),
+            "count": jnp.zeros((count, 1), jnp.float32),
+        }
+
+    def macs(self, image_size):
+        return [1, 1, 1]
+
+    def input_sizes(self, image_size):
+        return {"network": image_size}
+
+    def regions(self, state, image_size):
+        return None
+
+    def _first(self, variables, pixels, rows, state, t):
+        seen = pixels if rows is None else pixels[rows]
+        logits, _ = self.networks["network"].model.apply(
+            variables["network"], preprocessing.normalise(seen)
+        )
+        return {**state, "map": logits}, logits
+
+    def _later(self, variables, pixels, rows, state, t):
+        count = state["count"] + 1
+        logits = state["map"] * count + t[:, None]
+        return {**state, "count": count}, jnp.sin(logits) * 3
+
+
+def test_steps_that_read_no_pixels(images):
+    """Slots keep no pixels then, and nothing of an earlier image."""
+    made = Growing({"network": network(Tiny(3), SIZE, 3)})
+    assert not protocol.keeps_pixels(made)
+    found = table(made, images[:104])
+    classifier = engine.Classifier(
+        made,
+        stopping.ThresholdRule(np.median(found["confidence"][:, :2], 0)),
+        image_size=SIZE,
+        batch_size=8,
+        details=True,
+        devices=jax.local_devices()[:1],
+    )
+    results = classifier.classify(images[:104])
+    exits = classifier.rule.exits(found["confidence"])
+    same = results.exit == exits  # one image stands on each median
+    assert set(results.exit) == {0, 1, 2} and same.mean() > 0.95
+    at = np.flatnonzero(same), exits[same]
+    np.testing.assert_array_equal(results.predicted[same], found["predicted"][at])
+    np.testing.assert_allclose(
+        results.confidence[same], found["confidence"][at], atol=1e-4
+    )
+    assert classifier.traced == {"first": 1, "later": 1}
+    assert (results.boxes == -1).all()
+
+
+def test_static_method(images):
+    """One network, one exit: what the network itself says."""
+    made = registry.create("static", {"network": network(Tiny(3), SIZE, 4)})
+    classifier = engine.Classifier(
+        made, stopping.fixed(1, 1), image_size=SIZE, batch_size=8
+    )
+    own = made.networks["network"]
+    wanted, _ = own.model.apply(own.variables, preprocessing.normalise(images[:20]))
+    results = classifier.classify(images[:20])
+    np.testing.assert_array_equal(results.predicted, wanted.argmax(-1))
+    assert (results.exit == 0).all()

@@ -1,6 +1,6 @@
 """Data: from any TFDS name to full batches of uint8 pixels, split over the devices.
 
-Images stay uint8 until they are on the device (`views.normalise`). Training draws with
+Images stay uint8 until they are on the device (`preprocessing.normalise`). Training draws with
 the standard augmentation of ImageNet (2022, Sec. 4.1) and decodes of a JPEG only what
 is drawn. Evaluation counts every image once: the last batch is filled up with rows whose
 `mask` is False, and every host makes the same number of batches. The order is a function
@@ -27,7 +27,8 @@ from anchornet_jax.runtime import parallel
 
 AUGMENTATIONS = ("none", "random_resized_crop")
 BAD_IMAGES = ("error", "skip")
-FILE = ("image/filename", "file_name", "tfds_id")  # who an image is; the first there
+# Record keys that may hold the file name, in order of preference.
+FILE = ("image/filename", "file_name", "tfds_id")
 SHUFFLED = 16_384  # encoded images in the shuffle buffer, about 2 GB of ImageNet
 
 

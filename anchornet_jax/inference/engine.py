@@ -1,51 +1,52 @@
 """Early exit for real: images leave as soon as they are sure, and batches stay full.
 
-Localizing Semantic Patches (2022), Algorithm 1, as an engine. Images in flight live in
-slots on the device. Three programs of one static batch size work on any set of slots:
-the glance, AnchorNet, and one patch. Whoever goes on after a step waits in a queue for
-the next program; images of different batches, and at different patches, share a launch,
-as in continuous batching of language models. AnchorNet runs on no image that leaves at
-the glance. The host decides about one launch while the device works on later ones.
+Any method of `methods` runs here. Images in flight live in slots on the device; each
+distinct step of the method is one program of one static batch size, which works on any
+set of slots. An image that goes on after a step waits for the next program (`scheduler`);
+images of different batches, and at different places, share a launch (`runner`), as in
+continuous batching of language models. No later step runs on an image that has left.
+The host decides about one launch while the device works on later ones.
 
-    classifier = inference.load("runs/demo/export", budget=80e6, batch_size=64)
+    classifier = engine.load("runs/demo/export", budget=80e6, batch_size=64)
     result = classifier.classify(images)             # arrays, in input order
     for result in classifier.stream(iterator): ...   # of any length
 
 One image at a time, for the shortest wait: `batch_size=1, in_flight=1`.
 """
 
+import collections
 import statistics
 from collections.abc import Iterable, Iterator
 
 import jax
 import numpy as np
 
-from anchornet_jax.inference import folding, lanes, sources, stopping
-from anchornet_jax.inference.lanes import Result
+from anchornet_jax.inference import folding, runner, sources, stopping
+from anchornet_jax.inference.runner import Result
 from anchornet_jax.inference.sources import StreamError
-from anchornet_jax.methods import anchornet
+from anchornet_jax.methods import method as protocol
 
 __all__ = ["Classifier", "Result", "StreamError", "load"]
 
 
 class Classifier:
-    """The sequential classifier with early exit.
+    """A method with early exit.
 
     Attributes:
-      method: the networks as they were given.
-      rule: who leaves when, from `stopping`.
+      method: the method as it was given.
+      rule: when to stop, from `stopping`.
       image_size: side of the square images in pixels.
       batch_size: images of a launch, on each device.
       in_flight: images on each device at most; four batches by default.
       max_wait: launches after which an image goes on in a batch that is not full.
-      details: also return corners and logits.
+      details: also return boxes and logits.
       dtype: type of the computation, `bfloat16` say; None for the networks' own.
       devices: to be used; all local ones by default.
     """
 
     def __init__(
         self,
-        method: anchornet.Sequence,
+        method: protocol.Method,
         rule: stopping.Rule,
         *,
         image_size: int,
@@ -56,8 +57,8 @@ class Classifier:
         dtype: str | None = None,
         devices=None,
     ):
-        anchornet.check(method)
-        anchornet.check_images(method, image_size)
+        protocol.check(method)
+        protocol.check_images(method, image_size)
         in_flight = 4 * batch_size if in_flight is None else in_flight
         if batch_size < 1 or in_flight < batch_size:
             raise ValueError(
@@ -70,24 +71,35 @@ class Classifier:
         self.in_flight, self.max_wait, self.details = in_flight, max_wait, details
         self.method = method
         self.rule = rule
-        folded = _fold(method, image_size, dtype)
-        self.programs = lanes.programs(folded, details)
+        folded = folding.fold_method(method, image_size, dtype)
+        self._programs = runner.Programs(folded, image_size, details=details)
         self.devices = list(devices or jax.local_devices())
-        self._variables = [jax.device_put(folded.variables(), d) for d in self.devices]
+        variables = protocol.variables(folded)
+        self._variables = [jax.device_put(variables, d) for d in self.devices]
 
     @property
     def rule(self) -> stopping.Rule:
-        """Who leaves when; may be replaced between streams, nothing is recompiled."""
+        """When to stop; may be replaced between streams, nothing is recompiled."""
         return self._rule
 
     @rule.setter
     def rule(self, rule):
-        if rule.steps != self.method.inputs - 1:
+        exits = len(self.method.steps)
+        if rule.steps != exits - 1:
             raise ValueError(
-                f"`rule` decides {rule.steps} times; {self.method.inputs} inputs need "
-                f"{self.method.inputs - 1}"
+                f"`rule` decides {rule.steps} times; {exits} exits need {exits - 1}"
             )
         self._rule = rule
+
+    @property
+    def traced(self) -> collections.Counter:
+        """How often each step was traced, by name: once, and once more per device."""
+        return self._programs.traced
+
+    @property
+    def launched(self) -> collections.Counter:
+        """How often each step was launched so far, by name."""
+        return self._programs.launched
 
     def classify(self, images) -> Result:
         """Classify uint8 images [B, H, W, 3], of NumPy or on a device.
@@ -96,7 +108,7 @@ class Classifier:
           ValueError: for images of the wrong size or type.
         """
         source = sources.Array(images, self.image_size)
-        columns = lanes.columns(self, source.count)
+        columns = runner.empty(self, source.count)
         for left in self._run(source):
             for column, values in zip(columns, left.result):
                 if column is not None:
@@ -131,37 +143,41 @@ class Classifier:
 
         Full batches of random pixels on the first device, divided by the devices. In
         place of multiply-adds it makes the cost of an exit table, so that rules can be
-        fitted to a budget in time: AnchorNet moves much memory for its multiply-adds.
+        fitted to a budget in time: some networks move much memory for few multiply-adds.
         """
-        lane = lanes.Lane(self, self.devices[0], self._variables[0])
+        running = runner.Runner(
+            self._programs, self.devices[0], self._variables[0], self
+        )
         shape = (self.batch_size, self.image_size, self.image_size, 3)
         pixels = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
-        images = jax.device_put(pixels, self.devices[0])
-        first = np.zeros(self.batch_size, np.int32)
-        arguments = {"glance": (images,), "localize": (), "patch": (first,)}
+        places = self._programs.places
+        given = {
+            program: np.full(self.batch_size, places.index(program), np.int32)
+            for program in places
+        }
+        given[0] = jax.device_put(pixels, self.devices[0])
         took = {}
-        for name, values in arguments.items():
-            times = [lane.measure(name, *values) for _ in range(repeats + 1)]
+        for program, values in given.items():
+            times = [running.measure(program, values) for _ in range(repeats + 1)]
             per_image = self.batch_size * len(self.devices)
-            took[name] = 1e3 * statistics.median(times[1:]) / per_image  # 0 compiles
-        cost = np.full(self.method.inputs, took["patch"])
-        cost[0], cost[1] = took["glance"], took["localize"] + took["patch"]
-        return cost.cumsum()
+            took[program] = 1e3 * statistics.median(times[1:]) / per_image  # 0 compiles
+        return np.cumsum([took[program] for program in places])
 
-    def _run(self, source) -> Iterator[lanes.Left]:
+    def _run(self, source) -> Iterator[runner.Leaving]:
         """Run a source to its end; yield who left, in the order of leaving."""
         running = [
-            lanes.Lane(self, *both) for both in zip(self.devices, self._variables)
+            runner.Runner(self._programs, *both, self)
+            for both in zip(self.devices, self._variables)
         ]
-        while source.open or any(lane.busy for lane in running):
+        while source.open or any(one.busy for one in running):
             moved = False
-            for lane in running:
-                if lane.ready:
+            for one in running:
+                if one.ready:
                     moved = True
-                    yield lane.collect()
+                    yield one.collect()
                 else:
-                    moved |= lane.advance(source)
-            waiting = [lane for lane in running if lane.launches]
+                    moved |= one.advance(source)
+            waiting = [one for one in running if one.pending]
             if not moved and waiting:  # nothing to do but wait
                 yield waiting[0].collect()
 
@@ -180,7 +196,7 @@ def load(
       directory: written by `export`.
       budget: mean multiply-adds per image, see `export.Export.rule`.
       thresholds: of the confidence, one per exit but the last.
-      inputs: every image leaves after so many.
+      inputs: every image leaves after so many steps.
       **options: of `Classifier`.
 
     Raises:
@@ -198,22 +214,12 @@ def load(
     if thresholds is not None:
         rule = stopping.ThresholdRule(thresholds)
     elif inputs is not None:
-        rule = stopping.fixed(inputs, found.method.inputs)
+        rule = stopping.fixed(inputs, len(found.method.steps))
     else:
         _, rule = found.rule(budget)
     return Classifier(found.method, rule, image_size=found.image_size, **options)
 
 
-def _fold(method, image_size, dtype) -> anchornet.Sequence:
-    """Return the method with its networks as inference runs them."""
-    sizes = {"anchornet": image_size} | dict.fromkeys(
-        ("glance", "patches"), method.patch_size
-    )
-    return method._replace(
-        **{n: folding.fold(getattr(method, n), s, dtype) for n, s in sizes.items()}
-    )
-
-
 def _plain(values) -> Result:
-    predicted, confidence, exit, corners, logits = values
-    return Result(int(predicted), float(confidence), int(exit), corners, logits)
+    predicted, confidence, exit, boxes, logits = values
+    return Result(int(predicted), float(confidence), int(exit), boxes, logits)

@@ -1,7 +1,7 @@
-"""The whole method in one directory that stands alone.
+"""A whole method in one directory that stands alone.
 
-    metadata.json   architectures, classes, preprocessing, rules, costs, config, versions
-    variables_*/    Orbax: {"anchornet": …, "glance": …, "patches": …}
+    metadata.json   method and arguments, architectures, classes, preprocessing, rules, …
+    variables_*/    Orbax: the variables of the networks by role
     files_*/        the steps, serialised by jax.export, and the calibration table
 
 Two ways to run it, with the same result. `load` builds the networks from their names, so
@@ -12,12 +12,11 @@ as an argument: these are stored once, and a step is some tens of kilobytes.
     found = export.load("runs/demo/export")
     found.method, found.rules, found.classes, found.macs
     steps = export.load_steps("runs/demo/export")
-    logits = steps.glance(images)  # uint8 [B, H, W, 3]
+    logits = steps.logits(images)  # uint8 [B, H, W, 3] to [B, T, N], all exits
 """
 
 import contextlib
 import hashlib
-import json
 import pathlib
 import secrets
 import shutil
@@ -27,25 +26,30 @@ import jax
 
 import anchornet_jax
 from anchornet_jax import models
-from anchornet_jax.inference import exit_table, fitting, serialised, stopping
-from anchornet_jax.methods import anchornet, views
+from anchornet_jax.inference import (
+    exit_table,
+    fitting,
+    results,
+    serialised,
+    stopping,
+)
+from anchornet_jax.methods import method as protocol
+from anchornet_jax.methods import preprocessing, registry
 from anchornet_jax.runtime import checkpoint, networks, workdir
 
-FORMAT = 1  # of metadata.json and the steps; newer ones are refused
+FORMAT = 2  # of metadata.json and the steps; newer ones are refused
 CALIBRATION = "calibration.npz"
-ROW = ("budget_macs", "binding", "mean_macs", "accuracy", "rule")  # of a summary
 RESIZE = (
     "short side to `resize` pixels (0: not resized), bilinear with antialiasing, then "
     "the square of `image_size` pixels at the centre, uint8 RGB"
 )
-GLANCE = "bicubic with a = -0.75 and aligned corners, no antialiasing"
 
 
 class Export(NamedTuple):
     """What an engine needs.
 
     Attributes:
-      method: the networks, ready to run.
+      method: its networks, ready to run.
       rules: the fitted rule of each budget in multiply-adds; empty without evaluation.
       calibration: the exit table to fit more rules to; None without evaluation.
       classes: names.
@@ -54,13 +58,18 @@ class Export(NamedTuple):
       metadata: all that metadata.json says of the export.
     """
 
-    method: anchornet.Sequence
+    method: protocol.Method
     rules: dict[float, stopping.Rule]
     calibration: exit_table.ExitTable | None
     classes: list[str]
     image_size: int
     macs: list[int]
     metadata: dict
+
+    @property
+    def exits(self) -> list[str]:
+        """Return the names of the exits."""
+        return protocol.exit_names(self.method.steps)
 
     def rule(self, budget: float = 0) -> tuple[float, stopping.Rule]:
         """Return a budget and its rule: an exported one, or one fitted now.
@@ -85,28 +94,6 @@ class Export(NamedTuple):
         return budget, fitted.rule
 
 
-def assemble(config, image_size: int) -> anchornet.Sequence:
-    """Load the networks that a config names and put them together.
-
-    Raises:
-      ValueError: if one is missing, or they do not fit together or the images.
-    """
-    for name in anchornet.NETWORKS:
-        if not config.networks[name]:
-            raise ValueError(
-                f"`config.networks.{name}` is empty; give a trained network's directory"
-            )
-    method = anchornet.Sequence(
-        *(networks.load(config.networks[name]) for name in anchornet.NETWORKS),
-        config.inputs,
-        config.view.iou_threshold,
-        config.fuse,
-    )
-    anchornet.check(method)
-    anchornet.check_images(method, image_size)
-    return method
-
-
 def export(config, directory) -> dict:
     """Export trained networks as the config says, to `directory`.
 
@@ -116,33 +103,80 @@ def export(config, directory) -> dict:
     Raises:
       ValueError: for a config that cannot run, before anything is written.
     """
-    size = config.data.image_size
-    method = assemble(config, size)
-    budgets, calibration = _evaluation(config.evaluation, method, size)
+    described, data = _described(config)
+    size = data["image_size"]
+    method = assemble(described, size)
+    found, calibration = _evaluation(config.evaluation, method, size)
     directory = workdir.claim(directory, config.to_dict())
     save(
         directory,
         method,
         image_size=size,
-        resize=config.data.resize,
-        budgets=budgets,
+        resize=data["resize"],
+        budgets=found,
         calibration=calibration,
         config=config.to_dict(),
     )
     return {
         "export": str(directory),
-        "macs": method.macs(size),
-        "budgets_macs": [row["budget_macs"] for row in budgets],
+        "macs": protocol.costs(method, size),
+        "budgets_macs": [point.budget for point in found],
     }
+
+
+def _described(config) -> tuple[dict, dict]:
+    """Return what describes the method, and the data: the evaluation's, if there is one.
+
+    Raises:
+      ValueError: if the config says otherwise.
+    """
+    own = config.method.to_dict(), config.data.to_dict()
+    if not config.evaluation:
+        return own
+    try:
+        there = workdir.read_config(config.evaluation)
+        method, data = there["method"], there["data"]
+    except (ValueError, KeyError) as error:
+        raise ValueError(
+            f"`config.evaluation` is {config.evaluation!r}, which holds no evaluation: "
+            f"{error}"
+        ) from None
+    if own[0]["name"] and _plain(own[0]) != _plain(method):
+        raise ValueError(
+            f"`config.evaluation` is {config.evaluation!r}, which evaluated something "
+            f"else: `method` is {_plain(method)} there, {_plain(own[0])} here"
+        )
+    return method, data
+
+
+def _plain(method: dict) -> dict:
+    """Return a method's description without the directories of its networks."""
+    return {key: value for key, value in method.items() if key != "networks"}
+
+
+def assemble(described, image_size: int) -> protocol.Method:
+    """Make the method that a config's `method`, or its dict, describes.
+
+    Raises:
+      ValueError: if a network is missing, or they do not fit together or the images.
+    """
+    described = dict(described)
+    name, members = described.pop("name"), dict(described.pop("networks"))
+    try:
+        made = registry.load(name, members, **described)
+    except ValueError as error:
+        raise ValueError(f"`config.method`: {error}") from None
+    protocol.check_images(made, image_size)
+    return made
 
 
 def save(
     directory,
-    method: anchornet.Sequence,
+    method: protocol.Method,
     *,
     image_size: int,
     resize: int = 0,
-    budgets: list[dict] = (),
+    budgets: list[results.Point] = (),
     calibration: exit_table.ExitTable | None = None,
     **metadata,
 ) -> None:
@@ -150,10 +184,10 @@ def save(
 
     Args:
       directory: created where missing.
-      method: networks from `networks.load`.
+      method: of networks from `networks.load`.
       image_size: side of the square images in pixels.
       resize: of the preprocessing, see `loading.prepare`; only told, not done here.
-      budgets: {"budget_macs", "rule"} of each fitted rule, and what else is known.
+      budgets: the point of each fitted rule.
       calibration: the exit table that the rules were fitted to, given with them.
       **metadata: anything JSON can hold, such as `config`.
 
@@ -163,23 +197,24 @@ def save(
     """
     if jax.process_index():
         return
-    anchornet.check(method)
+    protocol.check(method)
     if bool(budgets) != (calibration is not None):
         raise ValueError("`budgets` and `calibration` must be given together")
     traced = serialised.serialise(method, image_size)
     about = _describe(method, image_size, resize) | metadata
-    about |= {"budgets": list(budgets), "calling_convention": serialised.convention()}
+    about["budgets"] = [point.to_json() for point in budgets]
+    about["calling_convention"] = serialised.convention()
     directory = pathlib.Path(directory)
     files = directory / f"files_{secrets.token_hex(4)}"
     try:
         files.mkdir(parents=True)
         for name, content in traced.items():
-            (files / f"{name}.jaxexport").write_bytes(content)
+            (files / name).write_bytes(content)
         if calibration is not None:
             calibration.save(files / CALIBRATION)
         digests = {path.name: _digest(path.read_bytes()) for path in files.iterdir()}
         about |= {"files": files.name, "sha256": digests}
-        checkpoint.save_variables(directory, method.variables(), about)
+        checkpoint.save_variables(directory, protocol.variables(method), about)
     finally:
         _remove_unnamed(directory)
 
@@ -194,20 +229,20 @@ def load(directory) -> Export:
     with _reading(directory):
         variables, about = _open(directory)
         members = {
-            name: networks.Network(
-                models.create(**about["networks"][name]),
-                variables[name],
-                {"model": about["networks"][name], "classes": about["classes"]},
+            role: networks.Network(
+                models.create(**description),
+                variables[role],
+                {"model": description, "classes": about["classes"]},
             )
-            for name in anchornet.NETWORKS
+            for role, description in about["networks"].items()
         }
-        arguments = {key: about[key] for key in ("inputs", "iou_threshold", "fuse")}
+        own = dict(about["method"])
         path = pathlib.Path(directory, about["files"], CALIBRATION)
         known = path.name in about["sha256"] and _read(directory, about, path.name)
         return Export(
-            method=anchornet.check(anchornet.Sequence(**members, **arguments)),
+            method=registry.create(own.pop("name"), members, **own),
             rules={
-                row["budget_macs"]: stopping.from_json(row["rule"])
+                row["budget"]: stopping.from_json(row["rule"])
                 for row in about["budgets"]
             },
             calibration=exit_table.ExitTable.load(path) if known else None,
@@ -222,78 +257,103 @@ def load_steps(directory) -> serialised.Steps:
     """Read the serialised steps of an export, and put its variables on the device.
 
     Raises:
-      ValueError: as `load`; also if this JAX cannot run what another version wrote.
+      ValueError: as `load`; also if this JAX cannot run what another version wrote, or
+        the export has format 1, whose steps followed another protocol.
     """
     with _reading(directory):
         variables, about = _open(directory)
+        if "steps" not in about:
+            raise ValueError(
+                "it has format 1, whose steps cannot be run one by one any more; "
+                "`export.load` reads it, and exporting again writes the present format"
+            )
         serialised.check(about["calling_convention"])
         traced = {
-            name: _read(directory, about, f"{name}.jaxexport")
-            for name in serialised.STEPS
+            step["file"]: _read(directory, about, step["file"])
+            for step in about["steps"]
         }
-        return serialised.deserialise(traced, variables, about)
+        return serialised.deserialise(traced, variables, about["steps"], about)
 
 
 def _evaluation(directory, method, image_size):
-    """Return rules and calibration table of an evaluation of this very method."""
+    """Return the budgeted points and calibration table of this very method."""
     if not directory:
         return [], None
     directory = pathlib.Path(directory)
     try:
-        summary = json.loads((directory / "summary.json").read_text())
-        config = json.loads((directory / workdir.CONFIG).read_text())
+        summary = results.read(directory)
         table = exit_table.ExitTable.load(directory / CALIBRATION)
-        budgets = [{key: row[key] for key in ROW} for row in summary["budgeted"]]
-        found = {
-            "classes": summary["classes"],
-            "fuse": config["fuse"],
-            "view.iou_threshold": config["view"]["iou_threshold"],
-            "multiply-adds of the exits": table.cost.tolist(),
-        }
-    except (OSError, KeyError, TypeError, ValueError) as error:
+    except (OSError, ValueError) as error:
         raise ValueError(
             f"`config.evaluation` is {str(directory)!r}, which holds no finished "
             f"evaluation ({type(error).__name__}: {error})"
         ) from None
+    macs = "multiply-adds of the exits"
+    found = {**summary.method, "classes": summary.classes, macs: table.cost.tolist()}
     wanted = {
-        "classes": method.classes,
-        "fuse": method.fuse,
-        "view.iou_threshold": method.iou_threshold,
-        "multiply-adds of the exits": method.macs(image_size),
+        "name": registry.name(method),
+        **method.arguments,
+        "networks": digests(method),
+        "classes": protocol.classes(method),
+        macs: protocol.costs(method, image_size),
     }
-    differs = [key for key in wanted if wanted[key] != found[key]]
+    differs = [key for key in wanted if wanted[key] != found.get(key)]
     if differs:
         key = differs[0]
         raise ValueError(
             f"`config.evaluation` is {str(directory)!r}, which evaluated something "
-            f"else: {key} is {found[key]} there, {wanted[key]} here"
+            f"else: {key} is {found.get(key)} there, {wanted[key]} here"
         )
-    return budgets, table
+    return summary.budgeted, table
+
+
+def digests(method: protocol.Method) -> dict[str, str]:
+    """Return the SHA-256 of each network's variables, by role."""
+    return {
+        role: checkpoint.digest(network.variables)
+        for role, network in method.networks.items()
+    }
 
 
 def _describe(method, image_size, resize) -> dict:
     """Return what metadata.json says of the method."""
     return {
         "export": FORMAT,
+        "method": {"name": registry.name(method), **method.arguments},
         "networks": {
-            name: getattr(method, name).metadata["model"] for name in anchornet.NETWORKS
+            role: network.metadata["model"] for role, network in method.networks.items()
         },
-        "classes": method.classes,
+        "steps": serialised.describe(method),
+        "classes": protocol.classes(method),
         "preprocessing": {
             "image_size": image_size,
             "resize": resize,
             "resize_rule": RESIZE,
-            "mean": views.MEAN,
-            "std": views.STD,
-            "patch_size": method.patch_size,
-            "glance_rule": GLANCE,
+            "mean": preprocessing.MEAN,
+            "std": preprocessing.STD,
+            "input_sizes": method.input_sizes(image_size),
         },
-        "inputs": method.inputs,
-        "fuse": method.fuse,
-        "iou_threshold": method.iou_threshold,
-        "macs": method.macs(image_size),
+        "macs": protocol.costs(method, image_size),
         "platforms": serialised.PLATFORMS,
     }
+
+
+FORMAT_1_ROLES = {"anchornet": "localizer", "glance": "glance", "patches": "patch"}
+
+
+def _upgraded(variables, about):
+    """Return variables and metadata of an export of format 1 in today's words."""
+    rename = lambda parts: {FORMAT_1_ROLES[key]: part for key, part in parts.items()}
+    own = {key: about[key] for key in ("inputs", "iou_threshold", "fuse")}
+    changed = {
+        "method": {"name": "anchornet", **own},
+        "networks": rename(about["networks"]),
+        "budgets": [
+            {"budget": row["budget_macs"], "rule": row["rule"]}
+            for row in about["budgets"]
+        ],
+    }
+    return rename(variables), about | changed
 
 
 def _remove_unnamed(directory: pathlib.Path) -> None:
@@ -316,7 +376,7 @@ def _open(directory) -> tuple[dict, dict]:
             f"anchornet_jax {anchornet_jax.__version__} can read (up to {FORMAT}); "
             "please update it"
         )
-    return variables, about
+    return _upgraded(variables, about) if about["export"] == 1 else (variables, about)
 
 
 def _read(directory, about, name) -> bytes:

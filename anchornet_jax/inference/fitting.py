@@ -22,6 +22,7 @@ import itertools
 import numpy as np
 
 from anchornet_jax.inference import exit_table, stopping
+from anchornet_jax.inference.results import Point
 
 PRICES = 60  # points of a path; budgets between two of them blend both rules
 HALVINGS = 20  # of a blend at most, until the budget is met to PRECISION
@@ -33,9 +34,9 @@ TRIES = 8  # dearer rules aimed at when a rule may spend more
 class Fit:
     """A rule fitted to a budget, and what it reaches on the calibration images.
 
-    binding: False when this budget is left partly unspent, and with it every larger
-        one fitted, because nothing dearer is more accurate on the calibration images.
-        A budget above the last exit's cost never binds.
+    binding: Whether the rule spends its budget. False if a cheaper rule is already the
+        most accurate; larger budgets then get that rule too. A budget above the last
+        exit's cost never binds.
     budget, mean_cost: per image, in the unit of the table's cost.
     """
 
@@ -81,12 +82,11 @@ def curve(
     test: exit_table.ExitTable,
     budgets,
     method="value",
-) -> list[dict]:
+) -> list[Point]:
     """Fit every budget on `calibration` and score it on `test`, in the order given.
 
     Returns:
-        A list of plain dicts {budget, unit, binding, mean_cost, accuracy, shares,
-        expected_inputs, calibration_accuracy, calibration_cost, rule}.
+        A point for each.
 
     Raises:
         ValueError: as `fit`, or tables whose exits differ in cost or its unit.
@@ -100,18 +100,17 @@ def curve(
     for fitted in fit(calibration, budgets, method):
         outcome = exit_table.score(test, fitted.rule.exits(test.confidence))
         points.append(
-            {
-                "budget": float(fitted.budget),
-                "unit": test.unit,
-                "binding": fitted.binding,
-                "mean_cost": outcome.mean_cost,
-                "accuracy": outcome.accuracy,
-                "shares": outcome.shares.tolist(),
-                "expected_inputs": outcome.expected_inputs,
-                "calibration_accuracy": fitted.accuracy,
-                "calibration_cost": fitted.mean_cost,
-                "rule": fitted.rule.to_json(),
-            }
+            Point(
+                accuracy=outcome.accuracy,
+                cost=outcome.mean_cost,
+                exits=outcome.shares.tolist(),
+                unit=test.unit,
+                budget=float(fitted.budget),
+                binding=fitted.binding,
+                calibration_accuracy=fitted.accuracy,
+                calibration_cost=fitted.mean_cost,
+                rule=fitted.rule.to_json(),
+            )
         )
     return points
 
@@ -138,8 +137,8 @@ def _spend(table, last, dearer, budget):
     """Let a fit spend up to a larger budget, at all exits or at one, doing no harm.
 
     Where accuracy hardly rises with cost, a smaller budget's rule may by chance be more
-    accurate than the path at this budget. Of the ways to spend more that lose nothing,
-    the least accurate is taken: the best would be chance again, and harder to follow.
+    accurate than the path at this budget. Among rules that cost more and lose no
+    accuracy, take the least accurate: the best one would overfit the calibration images.
     If there is none the fit stays as it is.
     """
     towards = dearer[:: len(dearer) // TRIES + 1]

@@ -11,6 +11,7 @@ stay.
 """
 
 import collections
+import dataclasses
 
 import jax
 import jax.numpy as jnp
@@ -79,6 +80,22 @@ def fold(network: Network, image_size: int, dtype: str | None = None) -> Network
         model=Folded(model, (norm for norm, _ in pairs)),
         variables=traverse_util.unflatten_dict(flat),
     )
+
+
+def fold_method(method, image_size: int, dtype: str | None = None):
+    """Return a method with its networks as inference runs them.
+
+    Args:
+      method: from `methods`.
+      image_size: side of the images in pixels.
+      dtype: as for `fold`.
+    """
+    sizes = method.input_sizes(image_size)
+    networks = {
+        role: fold(network, sizes[role], dtype)
+        for role, network in method.networks.items()
+    }
+    return dataclasses.replace(method, networks=networks)
 
 
 def _move(flat, norm, convolution, epsilon) -> None:

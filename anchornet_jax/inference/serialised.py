@@ -1,11 +1,12 @@
-"""The steps of the sequential classifier as programs that need no code of the models.
+"""The steps of a method as programs that need no code of the models.
 
-2022, Algorithm 1, traced once by jax.export for all platforms and any batch size. The
+Each distinct step is traced once by jax.export for all platforms and any batch size. The
 variables are an argument: stored once, and a step is some tens of kilobytes.
 
-    traced = steps.serialise(method, image_size=224)  # name: bytes
-    run = steps.deserialise(traced, method.variables(), {})
-    logits = run.glance(images)
+    traced = serialise(method, image_size=224)  # name: bytes
+    steps = deserialise(traced, variables, describe(method), {})
+    state, logits = steps.run[0](images)
+    state, logits = steps.run[1](images, state)  # and so on
 """
 
 import functools
@@ -16,83 +17,88 @@ import jax
 import jax.numpy as jnp
 from jax import export as jax_export
 
-from anchornet_jax.methods import anchornet
+from anchornet_jax.methods import method as protocol
 
 PLATFORMS = ("cpu", "cuda", "tpu")
-STEPS = {  # step: the network whose variables are its first argument
-    "glance": "glance",
-    "localize": "anchornet",
-    "patch": "patches",
-    "decide": None,
-}
 
 
 class Steps(NamedTuple):
     """The steps as they were traced; images are uint8 [B, H, W, 3].
 
     Attributes:
-      glance: images to logits [B, N].
-      localize: images to corners [B, K, 2] int32, valid [B, K] bool, heatmap [B, G, G]
-        and branch [B] int32.
-      patch: images, corners [B, 2], one patch each, and branch to logits [B, N].
-      decide: logits [B, T, N] of each input and valid [B, T] to confidence [B, T] and
-        class [B, T] int32, after 1 … T inputs; any T.
+      run: for each place in the method a function of images and, but for the first, the
+        state that the one before returned; it returns the state, and logits [B, N] of
+        the answer so far.
       metadata: all that metadata.json says of the export.
     """
 
-    glance: Callable
-    localize: Callable
-    patch: Callable
-    decide: Callable
+    run: tuple[Callable, ...]
     metadata: dict
 
+    def logits(self, images) -> jax.Array:
+        """Return logits [B, T, N] of all exits."""
+        state, answer = self.run[0](images)
+        answers = [answer]
+        for step in self.run[1:]:
+            state, answer = step(images, state)
+            answers.append(answer)
+        return jnp.stack(answers, 1)
 
-def serialise(method: anchornet.Sequence, image_size: int) -> dict[str, bytes]:
-    """Trace the steps for all platforms, with free B and T; return them by name.
+
+def describe(method: protocol.Method) -> list[dict]:
+    """Return name, file, roles and places of each distinct step, as JSON holds them."""
+    steps = method.steps
+    return [
+        {
+            "name": step.name,
+            "file": f"{step.name.replace(' ', '_')}.jaxexport",
+            "roles": list(step.roles),
+            "places": [t for t, other in enumerate(steps) if other == step],
+        }
+        for step in protocol.distinct(steps)
+    ]
+
+
+def serialise(method: protocol.Method, image_size: int) -> dict[str, bytes]:
+    """Trace the distinct steps for all platforms, with free batch; return them by file.
 
     Args:
-      method: the networks; their weights do not become part of the steps.
+      method: its networks' weights do not become part of the steps.
       image_size: side of the square images in pixels.
     """
-    b, t = jax_export.symbolic_shape("b, t")
-    shape = jax.ShapeDtypeStruct
-    images = shape((b, image_size, image_size, 3), jnp.uint8)
-    variables = jax.tree.map(lambda x: shape(x.shape, x.dtype), method.variables())
-    classes = len(method.classes)
+    (b,) = jax_export.symbolic_shape("b")
+    images = jax.ShapeDtypeStruct((b, image_size, image_size, 3), jnp.uint8)
+    places = jax.ShapeDtypeStruct((b,), jnp.int32)
+    shapes = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), protocol.variables(method)
+    )
+    state = jax.eval_shape(lambda x: method.start(x.shape[0], image_size), images)
+    traced = {}
+    for step, about in zip(protocol.distinct(method.steps), describe(method)):
+        own = {role: shapes[role] for role in step.roles}
+        if step == method.steps[0]:
+            run, given = _first(method, step, image_size), (own, images)
+        else:
+            run, given = _later(step), (own, images, state, places)
+        exported = jax_export.export(jax.jit(run), platforms=PLATFORMS)(*given)
+        traced[about["file"]] = bytes(exported.serialize())
+    return traced
 
-    def glance(own, images):
-        return anchornet.glance_logits(method, {"glance": own}, images)
 
-    def localize(own, images):
-        found = anchornet.localize(method, {"anchornet": own}, images)
-        return found.corners, found.valid, found.heatmap, found.branch
+def _first(method, step, image_size):
+    def run(variables, images):
+        count = images.shape[0]
+        state = method.start(count, image_size)
+        return step.run(variables, images, None, state, jnp.zeros(count, jnp.int32))
 
-    def patch(own, images, corners, branch):
-        logits = anchornet.patch_logits(
-            method, {"patches": own}, images, corners[:, None], branch
-        )
-        return logits[:, 0]
+    return run
 
-    def decide(logits, valid):
-        return anchornet.decide(logits, valid, method.fuse)
 
-    inputs = {
-        glance: (variables["glance"], images),
-        localize: (variables["anchornet"], images),
-        patch: (
-            variables["patches"],
-            images,
-            shape((b, 2), jnp.int32),
-            shape((b,), jnp.int32),
-        ),
-        decide: (shape((b, t, classes), jnp.float32), shape((b, t), bool)),
-    }
-    return {
-        step.__name__: bytes(
-            jax_export.export(jax.jit(step), platforms=PLATFORMS)(*of).serialize()
-        )
-        for step, of in inputs.items()
-    }
+def _later(step):
+    def run(variables, images, state, places):
+        return step.run(variables, images, None, state, places)
+
+    return run
 
 
 def convention() -> int:
@@ -117,12 +123,27 @@ def check(version: int) -> None:
         )
 
 
-def deserialise(traced: dict[str, bytes], variables: dict, metadata: dict) -> Steps:
-    """Make the steps callable, with their variables on the device."""
+def deserialise(
+    traced: dict[str, bytes], variables: dict, steps: list[dict], metadata: dict
+) -> Steps:
+    """Make the steps callable, with their variables on the device.
+
+    Args:
+      traced: from `serialise`.
+      variables: of the networks by role.
+      steps: from `describe`.
+      metadata: to be kept beside them.
+    """
+    device = jax.device_put(variables)
     run = {}
-    for name, network in STEPS.items():
-        run[name] = jax.jit(jax_export.deserialize(bytearray(traced[name])).call)
-        if network:
-            own = jax.device_put(variables[network])
-            run[name] = functools.partial(run[name], own)
-    return Steps(**run, metadata=metadata)
+    for about in steps:
+        program = jax.jit(jax_export.deserialize(bytearray(traced[about["file"]])).call)
+        own = {role: device[role] for role in about["roles"]}
+        for place in about["places"]:
+            call = functools.partial(_call, program, own, place)
+            run[place] = functools.partial(program, own) if place == 0 else call
+    return Steps(tuple(run[place] for place in sorted(run)), metadata)
+
+
+def _call(program, variables, place, images, state):
+    return program(variables, images, state, jnp.full(len(images), place, jnp.int32))

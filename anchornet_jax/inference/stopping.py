@@ -1,4 +1,4 @@
-"""Stopping rules: who leaves at which exit.
+"""Stopping rules: decide at which exit each image stops.
 
 A rule decides step by step from the confidences so far (Localizing Semantic Patches,
 2022, Sec. 3.4), so a running engine can follow it. `fitting` fits rules to
@@ -45,7 +45,7 @@ class Rule:
         return len(self.parameters)
 
     def leaves(self, step: int, confidence: np.ndarray) -> np.ndarray:
-        """Return who leaves at an exit, [b] bool.
+        """Return which images leave at an exit, [b] bool.
 
         Args:
             step: the exit, 0-based.

@@ -1,22 +1,20 @@
 """Milliseconds per image: what early exit saves on the device at hand.
 
-The rules of a budgeted curve, on real images, through the engine (`inference`) with its
-full batches; beside them every image with the same number of inputs, and one network on
-the full image, which is given what the engine has: one device, variables that are there
-already, BatchNorm folded. All are run several times, in a changing order, and the medians
-are kept.
+Methods and rules on real images, through the engine with its full batches, on one
+device. All are run several times, in a changing order, and the medians are kept; a
+network on the whole image is a method like any other and has the same clock.
 """
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Mapping
 
 import jax
 import numpy as np
 from absl import logging
 
-from anchornet_jax.inference import engine, folding, stopping
-from anchornet_jax.methods import anchornet, views
+from anchornet_jax.inference import engine, stopping
+from anchornet_jax.methods import method as protocol
 
 REPEATS = 3
 
@@ -34,73 +32,51 @@ def check(images: int, batch_size: int) -> None:
         )
 
 
-def measure(
-    method: anchornet.Sequence, images: np.ndarray, batch_size: int, rules: list, full
-) -> tuple[list[float], list[float], float | None, list[float]]:
-    """Measure every rule and every number of inputs, in milliseconds per image.
-
-    Args:
-      method: the networks.
-      images: uint8 [B, H, W, 3].
-      batch_size: images of a launch.
-      rules: of the budgets.
-      full: the network that sees the full image, or None.
-
-    Returns:
-      A time for each rule, for each of 1 ... T inputs, for the full image, and what
-      leaving at each exit costs at full batches, `Classifier.milliseconds`.
-    """
-    fixed = [stopping.fixed(t, method.inputs) for t in range(1, method.inputs + 1)]
+def prepare(
+    method: protocol.Method, images: np.ndarray, batch_size: int
+) -> engine.Classifier:
+    """Return a classifier on one device that has compiled its programs."""
+    exits = len(method.steps)
     classifier = engine.Classifier(
         method,
-        fixed[-1],
+        stopping.fixed(exits, exits),
         image_size=images.shape[1],
         batch_size=batch_size,
         devices=jax.local_devices()[:1],
     )
+    classifier.classify(images[: 2 * batch_size])
+    return classifier
 
-    def run(rule):
-        classifier.rule = rule
-        classifier.classify(images)
 
-    ways = [lambda rule=rule: run(rule) for rule in (*rules, *fixed)]
-    if full is not None:
-        ways.append(_full_image(full, images, batch_size))
-    for way in ways[len(rules) :]:
-        way()  # compiles
-    times = [[] for _ in ways]
+def fixed(method: protocol.Method) -> list[stopping.Rule]:
+    """Return the rules by which all images leave at the first, second … exit."""
+    exits = len(method.steps)
+    return [stopping.fixed(t, exits) for t in range(1, exits + 1)]
+
+
+def measure(ways: Mapping, images: np.ndarray) -> dict[object, list[float]]:
+    """Measure every rule of every classifier, in milliseconds per image.
+
+    Args:
+      ways: {key: (classifier from `prepare`, rules)}.
+      images: uint8 [B, H, W, 3].
+
+    Returns:
+      {key: a time for each of its rules}.
+    """
+    runs = [(classifier, rule) for classifier, rules in ways.values() for rule in rules]
+    times = [[] for _ in runs]
     rng = np.random.default_rng(0)
     for _ in range(REPEATS):
-        for place in rng.permutation(len(ways)):  # no two always follow each other
-            times[place].append(_seconds(ways[place]))
-    per_image = [1e3 * statistics.median(taken) / len(images) for taken in times]
-    whole = None if full is None else per_image.pop()
-    logging.info("measured %d images at %d budgets", len(images), len(rules))
-    cost = classifier.milliseconds().tolist()
-    return per_image[: len(rules)], per_image[len(rules) :], whole, cost
+        for place in rng.permutation(len(runs)):  # no two always follow each other
+            times[place].append(_seconds(*runs[place], images))
+    logging.info("measured %d images in %d ways", len(images), len(runs))
+    medians = iter(1e3 * statistics.median(t) / len(images) for t in times)
+    return {key: [next(medians) for _ in rules] for key, (_, rules) in ways.items()}
 
 
-def _seconds(function: Callable) -> float:
+def _seconds(classifier, rule, images) -> float:
+    classifier.rule = rule
     begun = time.perf_counter()
-    function()
+    classifier.classify(images)
     return time.perf_counter() - begun
-
-
-def _full_image(network, images, batch_size) -> Callable:
-    """Return a function that classifies the images whole, one batch after the other."""
-    network = folding.fold(network, images.shape[1])
-    variables = jax.device_put(network.variables)
-
-    @jax.jit
-    def predict(variables, batch):
-        logits, _ = network.model.apply(variables, views.normalise(batch))
-        return logits.argmax(-1)
-
-    def run():
-        found = [
-            predict(variables, images[start : start + batch_size])
-            for start in range(0, len(images), batch_size)
-        ]
-        jax.block_until_ready(found)
-
-    return run
