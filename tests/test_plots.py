@@ -1,5 +1,6 @@
 """The curves: what is drawn, how it is labelled, and that it is written whole."""
 
+import dataclasses
 import subprocess
 import sys
 
@@ -9,7 +10,8 @@ import pytest
 from matplotlib import colors
 from matplotlib.figure import Figure
 
-from anchornet_jax.figures import plots, published
+from anchornet_jax.figures import comparison, plots, published
+from anchornet_jax.inference import results
 from tests import fake_results
 
 
@@ -40,6 +42,8 @@ def test_exits_grow_darker():
 def test_methods_differ_without_colour():
     looks = [(s["marker"], s["linestyle"]) for s in plots.STYLES.values()]
     assert len(set(looks)) == len(looks)
+    markers = [look["marker"] for look in comparison.LOOKS]
+    assert len(set(markers)) == len(markers)
 
 
 def test_accuracy_cost(summary):
@@ -52,11 +56,16 @@ def test_accuracy_cost(summary):
         points(drawn["early exit, budgeted"]), [[19e6, 82], [29e6, 88]]
     )
     np.testing.assert_allclose(
-        points(drawn["same number of inputs, anytime"]),
+        points(drawn["same exit for all, anytime"]),
         [[10e6, 60], [30e6, 80], [40e6, 90]],
     )
-    np.testing.assert_allclose(points(drawn["full-image network"]), [[100e6, 90]])
-    assert drawn["full-image network"].get_marker() == "*"
+    np.testing.assert_allclose(points(drawn["full image"]), [[100e6, 90]])
+    np.testing.assert_allclose(
+        points(drawn["random patches"]), [[10e6, 60], [30e6, 65], [40e6, 70]]
+    )
+    assert drawn["full image"].get_marker() == "*"
+    (level,) = (line for name, line in drawn.items() if name.startswith("_"))
+    assert set(level.get_ydata()) == {90}
     assert drawn["early exit, budgeted"].get_color() == "#0072B2"
     assert [text.get_text() for text in axes.texts] == ["1", "2", "3"]
     assert axes.get_xlim()[0] == 0
@@ -65,23 +74,53 @@ def test_accuracy_cost(summary):
 
 
 def test_accuracy_cost_without_a_full_image_network(summary):
-    summary["full_image"] = None
-    assert "full-image network" not in lines(plots.accuracy_cost(summary))
-    assert "full-image network" not in lines(plots.accuracy_inputs(summary))
+    summary = dataclasses.replace(summary, references={})
+    own = ["early exit, budgeted", "same exit for all, anytime"]
+    assert [*lines(plots.accuracy_cost(summary))] == own  # no level either
+    assert [*lines(plots.accuracy_exits(summary))] == ["anchornet"]
+
+
+def test_references_differ(summary):
+    """The best of those with one exit is the level; no two look alike."""
+    single, several = summary.references.values()
+    more = {f"single {n}": single for n in range(3)}
+    more |= {f"several {n}": several for n in range(3)}
+    best = [dataclasses.replace(single.anytime[0], accuracy=0.95)]
+    more["single 1"] = dataclasses.replace(single, anytime=best)
+    summary = dataclasses.replace(summary, references=more)
+    drawn = lines(plots.accuracy_cost(summary))
+    for get in ("get_marker", "get_color"):
+        looks = {(getattr(drawn[n], get)(), drawn[n].get_linestyle()) for n in more}
+        assert len(looks) == 6
+    assert set(lines(plots.accuracy_exits(summary))["single 1"].get_ydata()) == {95}
+
+
+def test_accuracy_exits_leaves_out_what_has_other_exits(summary):
+    several = summary.references["random patches"]
+    fewer = dataclasses.replace(
+        several, exits=several.exits[:2], anytime=several.anytime[:2]
+    )
+    summary = dataclasses.replace(summary, references={"fewer": fewer})
+    assert [*lines(plots.accuracy_exits(summary))] == ["anchornet"]
+    assert "fewer" in lines(plots.accuracy_cost(summary))
 
 
 def test_accuracy_cost_in_milliseconds(summary):
-    for row in summary["budgeted"]:
-        row["mean_time_ms"] = row["mean_macs"] / 1e8
-    for row in summary["anytime"]:
-        row["time_ms"] = None
+    times = [point.cost / 1e8 for point in summary.budgeted]
+    summary = dataclasses.replace(
+        summary,
+        budgeted=results.with_time(summary.budgeted, times),
+        anytime=results.with_time(summary.anytime, [None] * 3),
+    )
     figure = plots.accuracy_cost(summary, x="time_ms")
     assert figure.axes[0].get_xlabel() == "Time per image (ms)"
     drawn = lines(figure)
     np.testing.assert_allclose(
         points(drawn["early exit, budgeted"]), [[0.19, 82], [0.29, 88]]
     )
-    assert "same number of inputs, anytime" not in drawn  # they were not timed
+    np.testing.assert_allclose(points(drawn["full image"]), [[10, 90]])
+    assert "same exit for all, anytime" not in drawn  # they were not timed
+    assert "random patches" not in drawn and not figure.axes[0].texts
 
 
 @pytest.mark.parametrize(
@@ -97,10 +136,8 @@ def test_accuracy_cost_refuses(summary, kwargs, message):
 
 
 def test_cost_that_was_not_measured(summary):
-    untimed = {k: [] if k == "budgeted" else None for k in ("budgeted", "full_image")}
-    untimed["anytime"] = [row | {"time_ms": None} for row in summary["anytime"]]
-    with pytest.raises(ValueError, match="no row of `summary` has"):
-        plots.accuracy_cost(untimed, x="time_ms")
+    with pytest.raises(ValueError, match="no point of `summary` has"):
+        plots.accuracy_cost(fake_results.single(), x="time_ms")
 
 
 def test_published_points_carry_their_source(summary):
@@ -121,19 +158,20 @@ def test_published_points_carry_their_source(summary):
     assert "ResNet-18" in [text.get_text() for text in figure.axes[0].texts]
 
 
-def test_accuracy_inputs(summary):
-    drawn = lines(plots.accuracy_inputs(summary))
+def test_accuracy_exits(summary):
+    figure = plots.accuracy_exits(summary)
+    drawn = lines(figure)
+    np.testing.assert_allclose(points(drawn["anchornet"]), [[0, 60], [1, 80], [2, 90]])
     np.testing.assert_allclose(
-        points(drawn["AnchorNet's patches"]), [[1, 60], [2, 80], [3, 90]]
+        points(drawn["random patches"]), [[0, 60], [1, 65], [2, 70]]
     )
-    np.testing.assert_allclose(
-        points(drawn["random patches"]), [[1, 60], [2, 65], [3, 70]]
-    )
-    assert set(drawn["full-image network"].get_ydata()) == {90}
+    assert set(drawn["full image"].get_ydata()) == {90}
+    labels = [label.get_text() for label in figure.axes[0].get_xticklabels()]
+    assert labels == fake_results.EXITS
 
 
 def test_exit_distribution(summary):
-    figure = plots.exit_distribution(summary["budgeted"])
+    figure = plots.exit_distribution(summary)
     axes = figure.axes[0]
     bars = [[bar.get_height() for bar in group] for group in axes.containers]
     np.testing.assert_allclose(bars, [[50, 25], [25, 25], [25, 50]])  # [E, budgets]
@@ -144,20 +182,24 @@ def test_exit_distribution(summary):
     assert [label.get_text() for label in axes.get_xticklabels()] == ["20", "30"]
     assert axes.get_xlabel() == "Budget: mean FLOPs (multiply-adds), M"
     names = [text.get_text() for text in axes.get_legend().get_texts()]
-    assert names == ["2 patches", "1 patch", "glance"]  # as they are stacked
+    assert names == ["patch 2", "look", "glance"]  # as they are stacked
     # E(t): 0.5 + 2 * 0.25 + 3 * 0.25 = 1.75 and 0.25 + 0.5 + 1.5 = 2.25
     assert [text.get_text() for text in axes.texts] == ["1.8", "2.2"]
 
 
 def test_many_budgets_get_few_labels(summary):
-    rows = [summary["budgeted"][0] | {"budget_macs": 1e9 * (n + 1)} for n in range(39)]
-    axes = plots.exit_distribution(rows).axes[0]
+    first = summary.budgeted[0]
+    rows = [dataclasses.replace(first, budget=1e9 * (n + 1)) for n in range(39)]
+    summary = dataclasses.replace(summary, budgeted=rows)
+    axes = plots.exit_distribution(summary).axes[0]
     assert len(axes.get_xticklabels()) == len(axes.texts) <= 12
     assert axes.get_xlabel().endswith(", G")
 
 
 def test_confidence():
-    figure = plots.confidence(np.array([0.36, 0.9, 0.97]), [37e6, 135e6, 172e6], 1)
+    figure = plots.confidence(
+        np.array([0.36, 0.9, 0.97]), fake_results.EXITS, [37e6, 135e6, 172e6], 1
+    )
     (axes,) = figure.axes
     heights = [bar.get_height() for bar in axes.patches]
     np.testing.assert_allclose(heights, [36, 90, 97])
@@ -166,7 +208,7 @@ def test_confidence():
     assert [bar.get_alpha() for bar in axes.patches] == [1, 1, 0.3]  # pale after it
     assert [t.get_text() for t in axes.texts] == ["36 %", "90 %\nEXIT", "97 %"]
     labels = [label.get_text() for label in axes.get_xticklabels()]
-    assert labels == ["glance\n37 M", "+ patch 1\n135 M", "+ patch 2\n172 M"]
+    assert labels == ["glance\n37 M", "look\n135 M", "patch 2\n172 M"]
 
 
 @pytest.mark.parametrize("lacking", [0, 1, 2])
@@ -181,7 +223,8 @@ def test_methods_differ_for_the_colour_blind(lacking):
         [[0.367, 0.861, -0.228], [0.280, 0.673, 0.047], [-0.012, 0.043, 0.969]],
         [[1.256, -0.077, -0.179], [-0.078, 0.931, 0.148], [0.005, 0.691, 0.304]],
     ]
-    names = {s["color"] for s in plots.STYLES.values()}
+    styles = [*plots.STYLES.values(), *comparison.LOOKS]
+    names = {s["color"] for s in styles}
     seen = np.array([colors.to_rgb(c) for c in names]) ** 2.2 @ np.transpose(
         cones[lacking]
     )
@@ -193,11 +236,11 @@ def test_methods_differ_for_the_colour_blind(lacking):
 
 def test_save(summary, tmp_path):
     for name in "ab":
-        plots.save(plots.accuracy_inputs(summary), tmp_path / name)
+        plots.save(plots.accuracy_exits(summary), tmp_path / name)
     assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
     assert b"<svg" in (tmp_path / "a.svg").read_bytes()
     for name in "ab":
-        plots.save(plots.accuracy_inputs(summary), tmp_path / name, ["pdf"])
+        plots.save(plots.accuracy_exits(summary), tmp_path / name, ["pdf"])
     assert (tmp_path / "a.pdf").read_bytes().startswith(b"%PDF")
     for suffix in ("png", "svg", "pdf"):  # the same figure gives the same file
         first, second = (tmp_path / f"{name}.{suffix}" for name in "ab")
@@ -214,7 +257,7 @@ def test_save_writes_whole_files_or_none(tmp_path):
 
 def test_settings_stay_as_they_were(summary, tmp_path):
     before = dict(matplotlib.rcParams)
-    plots.save(plots.exit_distribution(summary["budgeted"]), tmp_path / "a")
+    plots.save(plots.exit_distribution(summary), tmp_path / "a")
     assert dict(matplotlib.rcParams) == before
 
 

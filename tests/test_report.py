@@ -1,6 +1,7 @@
 """The report: a page that stands alone and says what the numbers say."""
 
 import base64
+import dataclasses
 import html.parser
 import re
 
@@ -9,6 +10,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from anchornet_jax.figures import pictures, plots, published, report
+from anchornet_jax.inference.results import Reference
 from tests import fake_results
 
 VOID = {"meta", "img", "br"}
@@ -47,8 +49,9 @@ class Page(html.parser.HTMLParser):
 def directory(tmp_path_factory):
     directory = tmp_path_factory.mktemp("run")
     summary = fake_results.summary()
-    summary["data"] = "<i>plates & more"
-    summary["seconds"]["<script>stage"] = 3.0
+    summary.seconds["<script>stage"] = 3.0
+    summary.references["<u>random"] = summary.references.pop("random patches")
+    summary = dataclasses.replace(summary, data="<i>plates & more")
     fake_results.write(directory, summary, fake_results.arrays())
     assert report.write(directory) == directory / "report.html"
     return directory
@@ -61,7 +64,7 @@ def text(directory):
 
 def test_figures_are_files_and_in_the_page(directory, text):
     names = {path.name for path in directory.iterdir()}
-    figures = ("accuracy_cost", "accuracy_time", "examples", "accuracy_inputs")
+    figures = ("accuracy_cost", "accuracy_time", "examples", "accuracy_exits")
     figures += ("exit_distribution",)
     expected = {f"{name}.{suffix}" for name in figures for suffix in ("png", "svg")}
     assert names == expected | {"report.html", "summary.json", "examples.npz"}
@@ -85,17 +88,30 @@ def test_page_stands_alone(directory, text):
 
 
 def test_names_are_escaped(text):
-    assert "<title>AnchorNet on &lt;i&gt;plates &amp; more</title>" in text
+    assert "<title>anchornet on &lt;i&gt;plates &amp; more</title>" in text
     assert ["<script>stage", "3.0"] in Page(text).rows
+    assert not Page(text).tags & {"i", "u"}
+
+
+def test_setting(text):
+    assert "<p>3 classes, 3 exits; fuse logits.</p>" in text  # networks are left out
 
 
 def test_tables(text):
     rows = [[cell.replace("\u00a0", " ") for cell in row] for row in Page(text).rows]
-    assert ["AnchorNet alone", "84.0 %", "6.0 M"] in rows
-    assert ["2", "80.0 %", "65.0 %", "30.0 M"] in rows
+    assert [row for row in rows if len(row) == 5] == [
+        ["method", "all leave after", "accuracy", "multiply-adds", "ms"],
+        ["anchornet", "glance", "60.0 %", "10.0 M", "1.00"],
+        ["anchornet", "look", "80.0 %", "30.0 M", "4.00"],
+        ["anchornet", "patch 2", "90.0 %", "40.0 M", "5.00"],
+        ["full image", "whole image", "90.0 %", "100.0 M", "10.00"],
+        ["<u>random", "glance", "60.0 %", "10.0 M", "–"],
+        ["<u>random", "look", "65.0 %", "30.0 M", "–"],
+        ["<u>random", "patch 2", "70.0 %", "40.0 M", "–"],
+    ]
     budgets = [row for row in rows if len(row) == 9]
     assert budgets == [
-        ["budget", "used", "ms", "accuracy", "mean inputs", "glance", "1 patch", "2 patches",
+        ["budget", "used", "ms", "accuracy", "mean steps", "glance", "look", "patch 2",
          "thresholds"],
         ["20.0 M", "19.0 M", "2.25", "82.0 %", "1.75", "50.0 %", "25.0 %", "25.0 %",
          "0.750, never"],
@@ -109,16 +125,25 @@ def test_tables(text):
 def test_bare_results(tmp_path):
     """No full-image network, boxes, thresholds or times; more images than one figure."""
     summary, arrays = fake_results.summary(), fake_results.arrays()
-    summary["full_image"] = summary["anchornet"]["box_coverage"] = None
-    del summary["seconds"], summary["exit_time_ms"], arrays["box"]
-    for row in summary["budgeted"]:
-        del row["thresholds"], row["mean_time_ms"]
-    arrays = {k: np.concatenate([v, v]) if v.ndim else v for k, v in arrays.items()}
+    bare = [
+        dataclasses.replace(point, rule=None, time_ms=None)
+        for point in summary.budgeted
+    ]
+    summary = dataclasses.replace(
+        summary,
+        references={},
+        box_coverage=None,
+        seconds=None,
+        exit_time_ms=None,
+        budgeted=bare,
+    )
+    del arrays["box"]
+    arrays = {k: np.concatenate([v, v]) for k, v in arrays.items()}
     fake_results.write(tmp_path, summary, arrays)
     page = report.write(tmp_path).read_text(encoding="utf-8")
     assert len(Page(page).images) == 5
     assert (tmp_path / "examples_2.png").exists()
-    for word in ("full-image network</td>", "box around", "thresholds", "seconds"):
+    for word in ("full image</td>", "box around", "thresholds", "seconds"):
         assert word not in page
 
 
@@ -133,23 +158,42 @@ def test_bare_results(tmp_path):
 )
 def test_finding_says_what_is_true(accuracies, verb, accuracy, times):
     summary = fake_results.summary()
-    summary["full_image"] = {"accuracy": 0.9, "macs": 100e6}
-    for row, share, macs in zip(summary["budgeted"], accuracies, (29e6, 120e6)):
-        row |= {"accuracy": share, "mean_macs": macs}
-    assert report.finding(summary).replace("\u00a0", " ") == (
-        f"Early exit {verb} the full-image network on the test images ({accuracy}.0 % "
-        f"against 90.0 % right) at {times:.2f} times its multiply-adds."
+    rows = [
+        dataclasses.replace(row, accuracy=share, cost=macs)
+        for row, share, macs in zip(summary.budgeted, accuracies, (29e6, 120e6))
+    ]
+    summary = dataclasses.replace(summary, budgeted=rows)
+    said = report.finding(summary).replace("\u00a0", " ")
+    assert said.startswith(
+        f"Early exit {verb} full image on the test images ({accuracy}.0 % against "
+        f"90.0 % right) at {times:.2f} times its multiply-adds and 0."
     )
-    summary["full_image"]["time_ms"] = 10.0
-    assert "multiply-adds and 0." in report.finding(summary)
+    untimed = {"full image": Reference(["whole image"], fake_results.single().anytime)}
+    summary = dataclasses.replace(summary, references=untimed)
+    assert report.finding(summary).endswith("times its multiply-adds.")
 
 
 def test_finding_without_a_reference():
-    summary = fake_results.summary() | {"full_image": None}
+    summary = dataclasses.replace(fake_results.summary(), references={})
     assert report.finding(summary).replace("\u00a0", " ") == (
         "At its best early exit is right on 88.0 % of the test images, at 29.0 M "
         "multiply-adds per image."
     )
+
+
+def test_method_with_one_exit(tmp_path):
+    """Nothing to decide: no budgets, and only the images are shown."""
+    arrays = fake_results.arrays()
+    for name in ("boxes", "heatmap", "extent"):
+        del arrays[name]
+    arrays |= {name: arrays[name][:, :1] for name in ("predicted", "confidence")}
+    arrays["exit"] = np.zeros(4, int)
+    fake_results.write(tmp_path, fake_results.single(), arrays)
+    page = report.write(tmp_path).read_text(encoding="utf-8")
+    assert "static on plates" in page and "Budgeted" not in page
+    assert len(Page(page).images) == 2  # cost, and the examples
+    assert "At its best static is right on 90.0\u00a0%" in page
+    assert "3 classes, 1 exit; input_size 0." in page
 
 
 @pytest.mark.parametrize(
@@ -159,14 +203,14 @@ def test_finding_without_a_reference():
 def test_published_curves_only_beside_imagenet(tmp_path, monkeypatch, data, overlaid):
     seen = {}
 
-    def accuracy_cost(summary, *, x="macs", published=None):
-        if x == "macs":
+    def accuracy_cost(summary, *, x="cost", published=None):
+        if x == "cost":
             seen["published"] = published
-        return plots.accuracy_inputs(summary)
+        return plots.accuracy_exits(summary)
 
     monkeypatch.setattr(plots, "accuracy_cost", accuracy_cost)
     monkeypatch.setattr(pictures, "examples", lambda *_: Figure())
-    summary = fake_results.summary() | {"data": data}
+    summary = dataclasses.replace(fake_results.summary(), data=data)
     fake_results.write(tmp_path, summary, fake_results.arrays())
     report.write(tmp_path)
     expected = published.BUDGETED + published.STATIC if overlaid else ()
@@ -175,6 +219,16 @@ def test_published_curves_only_beside_imagenet(tmp_path, monkeypatch, data, over
 
 def test_foreign_input_writes_nothing(tmp_path):
     (tmp_path / "summary.json").write_text("{}")
-    with pytest.raises(ValueError, match="summary.json: `summary.classes` is missing"):
+    with pytest.raises(ValueError, match="summary.json: `summary.data` is missing"):
         report.write(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["summary.json"]
+
+
+def test_boxes_outside_the_images_write_nothing(tmp_path):
+    arrays = fake_results.arrays()
+    arrays["boxes"][0, 1] = 40, 40, 60, 60
+    fake_results.write(tmp_path, fake_results.summary(), arrays)
+    with pytest.raises(ValueError, match=r"`boxes` holds \[40, 40, 60, 60\]"):
+        report.write(tmp_path)
+    names = {path.name for path in tmp_path.iterdir()}
+    assert names == {"summary.json", "examples.npz"}

@@ -1,6 +1,6 @@
 """The figures of the analyses of 2020: curves of area, and pictures of the branches.
 
-    for name, figure in gallery.figures(arrays, summary, classes).items():
+    for name, figure in figures_2020.figures(arrays, summary, classes).items():
         plots.save(figure, directory / name)
 
 Figures 3 to 6 of Localizing Multi-scale Semantic Patches (2020).
@@ -18,7 +18,7 @@ from anchornet_jax.figures import plots
 
 LOCALIZERS = {  # name: look in Figure 6
     "AnchorNet": plots.STYLES["budgeted"],
-    "random": plots.STYLES["random"],
+    "random": plots.STYLES["reference"],
     "centre": {"color": plots.PALETTE["green"], "marker": "s", "linestyle": "--"},
     "edges": {"color": plots.PALETTE["vermilion"], "marker": "v", "linestyle": "-."},
 }

@@ -1,6 +1,6 @@
 """Pictures of where the networks looked, what they said, and when they stopped.
 
-figure = pictures.examples(dict(np.load("out/examples.npz")), classes)
+figure = pictures.examples(dict(np.load("out/examples.npz")), classes, exits)
 plots.save(figure, "out/examples")
 """
 
@@ -15,7 +15,6 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch, Rectangle
 
 from anchornet_jax.figures import plots
-from anchornet_jax.methods import patches
 from anchornet_jax.models.receptive_field import ReceptiveField
 
 HEAT = colors.LinearSegmentedColormap.from_list(
@@ -25,86 +24,81 @@ HEAT = colors.LinearSegmentedColormap.from_list(
 PICTURE, INPUT, GAP, CAPTION, HEADER, MARGIN = 1.55, 0.95, 0.16, 0.36, 0.74, 0.3
 
 
-def stride(height: int, width: int, size: int, grid, corners) -> int:
-    """Return the stride S in px that relates a heatmap to its image.
-
-    Args:
-      height: of the image, in px.
-      width: of the image, in px.
-      size: side P of a patch, in px.
-      grid: (rows, columns) of the heatmap.
-      corners: [..., 2] int, patches on the lattice: they decide where the sizes alone
-        leave more than one stride, as on small grids.
-
-    Raises:
-      ValueError: if no stride fits.
-    """
-    for step in range(max(height, width) - size + 1, 0, -1):
-        lattice = ((height - size) // step + 1, (width - size) // step + 1)
-        if lattice == tuple(grid) and not np.any(corners % step):
-            return step
-    raise ValueError(
-        f"`grid` is {tuple(grid)}; no stride maps it to the `corners` of {size}-px "
-        f"patches in {height}x{width}-px images"
-    )
-
-
 @matplotlib.rc_context(plots.RC)
 def examples(
     arrays: Mapping[str, np.ndarray],
     classes: Sequence[str],
+    exits: Sequence[str],
     names: Sequence[str] | None = None,
 ) -> Figure:
-    """Draw where the networks looked and what they said, a row per image.
+    """Draw where a method looked and what it said, a row per image.
 
-    On the left the image in grey under its heatmap, with the patches: solid where they
-    were looked at before the exit, dashed where they were not needed. On the right the
-    inputs, and under each what is predicted after it.
+    On the left the image in grey under its heatmap, with the regions: solid where they
+    were looked at before the exit, dashed where they were not needed. On the right what
+    each step looked at, and under it what is predicted after it.
 
     Args:
-      arrays: image uint8 [B, H, W, 3], heatmap [B, G, G], corners int [B, K, 2] (y, x),
-        valid bool [B, K], predicted [B, E] and confidence [B, E] after each input, exit
-        [B] (0-based), patch_size P of the inputs, and, if known, the label [B], the
-        object's box [B, 4] as (top, left, bottom, right) and the size [B] of each image's
-        patches, else P, all in px. A heatmap that is smaller than others ends with NaN.
+      arrays: image uint8 [B, H, W, 3], predicted [B, E] and confidence [B, E] at each
+        exit, exit [B] (0-based) and, where the method has them, boxes int [B, E, 4],
+        heatmap [B, G, G] and extent [B, 4] as in `method.Regions`; if known, the label
+        [B] and the object's box [B, 4], all in px as (top, left, bottom, right).
       classes: names of the N classes.
+      exits: names of the E exits.
       names: of the images, beside them in place of their labels.
 
     Raises:
-      ValueError: if heatmap, patches and image do not fit each other.
+      ValueError: if a box is neither inside the image nor absent.
     """
-    images, valid = np.asarray(arrays["image"]), np.asarray(arrays["valid"])
+    images = np.asarray(arrays["image"])
     b, height, width = images.shape[:3]
-    size, inputs = int(arrays["patch_size"]), arrays["predicted"].shape[1]
-    arrays = {"size": np.full(b, size), **arrays}
-    glances = np.asarray(patches.resize(images.astype(np.float32), size))
-    glances = glances.round().clip(0, 255).astype(np.uint8)
-
+    steps, chosen = arrays["predicted"].shape[1], "boxes" in arrays
+    if not chosen:
+        whole = np.broadcast_to([0, 0, height, width], (b, steps, 4))
+        arrays = {**arrays, "boxes": whole}
+    _check(np.asarray(arrays["boxes"]), height, width)
     figure = Figure(
         (
-            MARGIN + PICTURE + inputs * (INPUT + GAP) + GAP,
+            MARGIN + PICTURE + steps * (INPUT + GAP) + GAP,
             HEADER + b * (PICTURE + GAP),
         )
     )
     for i in range(b):
         row = {key: np.asarray(v)[i] for key, v in arrays.items() if np.ndim(v)}
-        row["heatmap"] = _whole(row["heatmap"])
-        grid, own = row["heatmap"].shape, int(row["size"])
-        step = stride(height, width, own, grid, row["corners"][valid[i]])
         top = HEADER + i * (PICTURE + GAP)
         axes = _place(figure, MARGIN, top, PICTURE)
-        _picture(axes, row, own, step)
+        _picture(axes, row)
         beside = names[i] if names else f"true: {classes[row['label']]}"
         axes.set_ylabel(_short(beside, 26), parse_math=False)
-        for t in range(inputs):
+        for t in range(steps):
             left = MARGIN + PICTURE + GAP + t * (INPUT + GAP)
             axes = _place(figure, left, top + (PICTURE - INPUT - CAPTION) / 2, INPUT)
-            _input(axes, glances[i] if t == 0 else _crop(row, t - 1, own), row, t)
+            _input(axes, _seen(row["image"], row["boxes"][t]), row, t)
             _verdict(axes, row, t, classes)
             if i == 0:
-                axes.set_title(f"patch {t}" if t else "glance", fontsize=8, pad=8)
-    _legend(figure, "box" in arrays, "label" in arrays)
+                axes.set_title(exits[t], fontsize=8, pad=8)
+    _legend(figure, arrays, regions=chosen)
     return figure
+
+
+def _check(boxes, height, width) -> None:
+    low, high = boxes[..., :2], boxes[..., 2:]
+    inside = (low >= 0) & (high > low) & (high <= np.array([height, width]))
+    bad = ~(inside.all(-1) | (boxes == -1).all(-1))
+    if bad.any():
+        raise ValueError(
+            f"`boxes` holds {boxes[bad][0].tolist()}; in {height}x{width}-px images a "
+            "box is (top, left, bottom, right) inside them, or -1 four times"
+        )
+
+
+def _seen(image: np.ndarray, box: np.ndarray) -> np.ndarray | None:
+    """Return the pixels of a box, shrunk alike for whatever size; None if absent."""
+    top, left, bottom, right = box
+    if top < 0:
+        return None
+    pixels = image[top:bottom, left:right]
+    step = max(1, max(pixels.shape[:2]) // 112)
+    return pixels[::step, ::step]
 
 
 @matplotlib.rc_context(plots.RC)
@@ -129,7 +123,7 @@ def locations(
     for n, place in enumerate(places):
         y, x = field.corner(np.asarray(place))
         color = plots.exit_color(n + 1)
-        _rectangle(axes, y, x, field.size, field.size, ec=color, lw=2)
+        _rectangle(axes, (y, x, y + field.size, x + field.size), ec=color, lw=2)
         centre = np.array([x, y]) + field.size / 2
         _tag(axes, "{}, {}".format(*place), centre, color, ha="center", va="center")
     axes.set(xlim=(0, width), ylim=(height, 0))
@@ -139,8 +133,7 @@ def locations(
 @matplotlib.rc_context(plots.RC)
 def panels(
     image: np.ndarray,
-    patch_size: int,
-    stride: int,
+    field: ReceptiveField,
     maps: Mapping[str, tuple],
     top: float | None = None,
 ) -> Figure:
@@ -148,8 +141,7 @@ def panels(
 
     Args:
       image: uint8 [H, W, 3].
-      patch_size: P, px.
-      stride: S, px.
+      field: size and stride of the patches.
       maps: title -> heatmap [G, G], corners [K, 2] and valid [K]; K may be 0.
       top: value of the darkest colour where 0 shall be transparent, so that heatmaps
         can be compared; without it each has a scale of its own.
@@ -158,18 +150,18 @@ def panels(
     figure = Figure((len(maps) * (side + GAP) + GAP, side + 2 * GAP + 0.2))
     for n, (title, (heatmap, corners, valid)) in enumerate(maps.items()):
         axes = _place(figure, GAP + n * (side + GAP), GAP + 0.2, side)
-        row = {"image": image, "heatmap": np.asarray(heatmap)}
-        row |= {"corners": corners, "valid": np.asarray(valid), "exit": len(valid)}
+        heatmap, corners = np.asarray(heatmap), np.asarray(corners).reshape(-1, 2)
+        boxes = np.concatenate([corners, corners + field.size], -1)
+        boxes[~np.asarray(valid, bool)] = -1
+        first = (field.size - field.stride) / 2
+        last = first + np.array(heatmap.shape) * field.stride
+        row = {"image": image, "heatmap": heatmap, "extent": (first, first, *last)}
+        # A first step that looks at the whole image comes before the patches.
+        row |= {"boxes": np.concatenate([[4 * [-1]], boxes]), "exit": len(boxes)}
         row["limits"] = (None, None) if top is None else (0, top)
-        _picture(axes, row, patch_size, stride)
+        _picture(axes, row)
         axes.set_title(title, fontsize=8, pad=4)
     return figure
-
-
-def _whole(heatmap: np.ndarray) -> np.ndarray:
-    """Return the part of a heatmap [G, G] before the rows and columns of NaN alone."""
-    there = ~np.isnan(heatmap)
-    return heatmap[: there.any(1).sum(), : there.any(0).sum()]
 
 
 def _place(figure: Figure, left: float, top: float, side: float) -> Axes:
@@ -188,41 +180,40 @@ def _short(name: str, length: int) -> str:
     return name if len(name) <= length else name[: length - 1] + "…"
 
 
-def _crop(row: Mapping, k: int, size: int) -> np.ndarray | None:
-    """Return the pixels [P, P, 3] of patch k, None if the image has none."""
-    y, x = row["corners"][k]
-    return row["image"][y : y + size, x : x + size] if row["valid"][k] else None
-
-
-def _picture(axes: Axes, row: Mapping, size: int, step: int) -> None:
+def _picture(axes: Axes, row: Mapping) -> None:
+    """Draw an image in grey, its heatmap and the regions that are not all of it."""
     height, width = row["image"].shape[:2]
     grey = row["image"] @ np.array([0.299, 0.587, 0.114])
     axes.imshow(grey, cmap="gray", vmin=-80, vmax=255, extent=(0, width, height, 0))
-    # Location (i, j) stands for the patch whose centre is i S + P / 2, so the map ends
-    # about half a patch before the image does.
-    first = (size - step) / 2
-    bottom, right = (first + n * step for n in row["heatmap"].shape)
-    extent = (first, right, bottom, first)
-    low, high = row.get("limits", (None, None))
-    look = {"cmap": HEAT, "vmin": low, "vmax": high, "interpolation": "bilinear"}
-    axes.imshow(row["heatmap"], extent=extent, **look)
+    if "heatmap" in row and not np.isnan(row["heatmap"]).all():
+        top, left, bottom, right = row["extent"]
+        low, high = row.get("limits", (None, None))
+        look = {"cmap": HEAT, "vmin": low, "vmax": high, "interpolation": "bilinear"}
+        heatmap = np.ma.masked_invalid(row["heatmap"])
+        axes.imshow(heatmap, extent=(left, right, bottom, top), **look)
     axes.set(xlim=(0, width), ylim=(height, 0))
     if "box" in row:
-        top, left, bottom, right = row["box"]
-        _rectangle(axes, top, left, bottom - top, right - left, ec="w", ls=":", lw=1)
-    for k in reversed(np.flatnonzero(row["valid"])):
-        _patch(axes, *row["corners"][k], size, k, seen=k < row["exit"])
+        _rectangle(axes, row["box"], ec="w", ls=":", lw=1)
+    whole = np.array([0, 0, height, width])
+    for t in reversed(range(len(row["boxes"]))):
+        box = row["boxes"][t]
+        if box[0] >= 0 and (box != whole).any():
+            _region(axes, box, t, seen=t <= row["exit"])
 
 
-def _patch(axes: Axes, y, x, size: int, k: int, *, seen: bool) -> None:
-    color = plots.exit_color(k + 1)
+def _region(axes: Axes, box, t: int, *, seen: bool) -> None:
+    color = plots.exit_color(t)
     look = {"ls": "-", "lw": 1.8} if seen else {"ls": (0, (4, 3)), "lw": 0.9}
-    _rectangle(axes, y, x, size, size, ec=color, **look)
-    _tag(axes, str(k + 1), (x + 5, y + 6), color, va="top", alpha=1 if seen else 0.7)
+    _rectangle(axes, box, ec=color, **look)
+    point = (box[1] + 5, box[0] + 6)
+    _tag(axes, str(t), point, color, va="top", alpha=1 if seen else 0.7)
 
 
-def _rectangle(axes: Axes, y, x, height, width, *, lw: float, **kwargs) -> None:
-    shape = Rectangle((x, y), width, height, fill=False, lw=lw, **kwargs)
+def _rectangle(axes: Axes, box, *, lw: float, **kwargs) -> None:
+    top, left, bottom, right = box
+    shape = Rectangle(
+        (left, top), right - left, bottom - top, fill=False, lw=lw, **kwargs
+    )
     # A dark casing: the line shows on any pixels.
     casing = patheffects.withStroke(linewidth=1.4 * lw + 0.6, foreground="k")
     shape.set_path_effects([casing])
@@ -247,7 +238,7 @@ def _input(axes: Axes, pixels: np.ndarray | None, row: Mapping, t: int) -> None:
     """Draw one input: framed and marked at the exit, pale after it."""
     needed = t <= row["exit"]
     if pixels is None:
-        axes.text(0.5, 0.5, "no patch", ha="center", va="center", color="#666666")
+        axes.text(0.5, 0.5, "nothing", ha="center", va="center", color="#666666")
     else:
         axes.imshow(pixels, alpha=1 if needed else 0.3)
     axes.spines[:].set(visible=True, color="#999999", linestyle="-" if needed else "--")
@@ -274,16 +265,18 @@ def _verdict(axes: Axes, row: Mapping, t: int, classes: Sequence[str]) -> None:
     )
 
 
-def _legend(figure: Figure, boxes: bool, labels: bool) -> None:
+def _legend(figure: Figure, arrays: Mapping, *, regions: bool) -> None:
     line = {"fill": False, "ec": "k"}
-    handles = [
-        Patch(facecolor=HEAT(0.9), label="evidence for AnchorNet's class"),
-        Patch(**line, lw=1.8, label="patch looked at"),
-        Patch(**line, lw=0.9, ls=(0, (4, 3)), label="patch not needed"),
-    ]
-    if boxes:
+    handles = []
+    if "heatmap" in arrays:
+        handles.append(Patch(facecolor=HEAT(0.9), label="evidence"))
+    if regions:
+        handles.append(Patch(**line, lw=1.8, label="looked at"))
+        handles.append(Patch(**line, lw=0.9, ls=(0, (4, 3)), label="not needed"))
+    if "box" in arrays:
         handles.append(Patch(**line, ls=":", label="object, for scoring only"))
-    for right, (symbol, color) in plots.VERDICTS.items() if labels else ():
+    for right, (symbol, color) in plots.VERDICTS.items() if "label" in arrays else ():
         look = {"ls": "none", "marker": f"${symbol}$", "color": color, "ms": 7}
         handles.append(Line2D([], [], **look, label="right" if right else "wrong"))
-    figure.legend(handles=handles, loc="upper center", ncols=3, fontsize=8)
+    if handles:
+        figure.legend(handles=handles, loc="upper center", ncols=3, fontsize=8)

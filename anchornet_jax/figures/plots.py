@@ -1,11 +1,11 @@
 """Figures of what accuracy costs, and the look that all figures share.
 
-Rows of a summary in, a `matplotlib.figure.Figure` out; no display and no pyplot. A
+An evaluation in, a `matplotlib.figure.Figure` out; no display and no pyplot. A
 method and an exit have the same colour in every figure, and a marker, a line style or
 a symbol besides: the figures are for printers and colour-blind eyes as well.
 `pictures` draws the images.
 
-    figure = plots.accuracy_cost(summary)
+    figure = plots.accuracy_cost(results.read("out"))
     plots.save(figure, "out/accuracy_cost")  # out/accuracy_cost.png and .svg
 
 Figures 5 to 7 of Localizing Semantic Patches (2022) show the same relations.
@@ -21,6 +21,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from anchornet_jax.figures.published import Curve
+from anchornet_jax.inference.results import Evaluation
 from anchornet_jax.runtime import files
 
 PALETTE = {  # Okabe and Ito's (Color Universal Design, 2008)
@@ -35,8 +36,8 @@ PALETTE = {  # Okabe and Ito's (Color Universal Design, 2008)
 STYLES = {
     "budgeted": {"color": PALETTE["blue"], "marker": "o", "linestyle": "-"},
     "anytime": {"color": PALETTE["sky"], "marker": "s", "linestyle": "--"},
-    "random": {"color": PALETTE["orange"], "marker": "^", "linestyle": ":"},
-    "full image": {"color": PALETTE["black"], "marker": "*", "linestyle": "none"},
+    "reference": {"color": PALETTE["orange"], "marker": "^", "linestyle": ":"},
+    "single": {"color": PALETTE["black"], "marker": "*", "linestyle": "none"},
     "AnchorNet": {"color": PALETTE["blue"], "marker": "D", "linestyle": "none"},
     "GFNet": {"color": PALETTE["vermilion"], "marker": "v", "linestyle": "none"},
     "MSDNet": {"color": PALETTE["green"], "marker": "P", "linestyle": "none"},
@@ -52,7 +53,7 @@ VERDICTS = {  # right or wrong
     True: ("✓", PALETTE["green"]),
     False: ("✗", PALETTE["vermilion"]),
 }
-COSTS = {"macs": "FLOPs (multiply-adds)", "time_ms": "Time per image (ms)"}
+COSTS = {"cost": "FLOPs (multiply-adds)", "time_ms": "Time per image (ms)"}
 DPI = 200  # of pixels; lines and letters are vectors in svg and pdf
 # Without dates and versions the same figure gives the same file.
 METADATA = {
@@ -76,49 +77,58 @@ RC = {
 }
 
 
+# Of several references, by the number of their exits: the first has the look of STYLES.
+MORE = (
+    {},
+    {"color": PALETTE["vermilion"], "marker": "D"},
+    {"color": PALETTE["green"], "marker": "v"},
+    {"color": PALETTE["purple"], "marker": "P"},
+)
+
+
 @matplotlib.rc_context(RC)
 def accuracy_cost(
-    summary: Mapping, *, x: str = "macs", published: Sequence[Curve] = ()
+    summary: Evaluation, *, x: str = "cost", published: Sequence[Curve] = ()
 ) -> Figure:
-    """Draw accuracy against mean cost: budgeted, anytime and the full-image network.
+    """Draw accuracy against mean cost: budgeted, anytime and the references.
 
     Args:
-      summary: `budgeted` rows with `mean_macs` and `accuracy` (0 to 1), `anytime` rows
-        with `macs`, `accuracy` and `inputs`, `full_image` with `macs` and `accuracy`, or
-        None where no such network was trained.
-      x: a key of `COSTS`, read where those say `macs`; rows without it are left out.
+      summary: of an evaluation.
+      x: a key of `COSTS`, an attribute of the points; those without it are left out.
       published: ImageNet curves to be drawn as points that carry their source.
 
     Raises:
-      ValueError: for an unknown `x`, one that no row has, or published multiply-adds
+      ValueError: for an unknown `x`, one that no point has, or published multiply-adds
         beside another cost.
     """
     if x not in COSTS:
         raise ValueError(f"`x` is {x!r}; choose one of {sorted(COSTS)}")
-    if published and x != "macs":
+    if published and x != "cost":
         raise ValueError(f"`x` is {x!r}; `published` points have multiply-adds only")
-    series = {
-        "budgeted": ("early exit, budgeted", f"mean_{x}", summary["budgeted"]),
-        "anytime": ("same number of inputs, anytime", x, summary["anytime"]),
-        "full image": ("full-image network", x, [summary["full_image"] or {}]),
-    }
     figure = Figure((8.2, 4.6) if published else (5.6, 3.7), layout="constrained")
     axes = figure.subplots()
     axes.set(xlabel=COSTS[x], ylabel="Top-1 accuracy (%)")
-    if x == "macs":
+    if x == "cost":
         axes.xaxis.set_major_formatter(ticker.EngFormatter(sep="\u2009"))
-    for name, (label, key, rows) in series.items():
-        points = sorted(
-            (r[key], 100 * r["accuracy"]) for r in rows if r.get(key) is not None
+    series = [
+        ("early exit, budgeted", STYLES["budgeted"], summary.budgeted),
+        ("same exit for all, anytime", STYLES["anytime"], summary.anytime),
+        *((name, look, points) for name, look, points in _references(summary)),
+    ]
+    for name, look, points in series:
+        found = sorted(
+            (getattr(p, x), 100 * p.accuracy)
+            for p in points
+            if getattr(p, x) is not None
         )
-        if points:
-            _line(axes, points, label, name, zorder=3 + (name == "budgeted"))
+        if found:
+            _line(axes, found, name, look, zorder=3 + (points is summary.budgeted))
     if not axes.lines:
-        raise ValueError(f"`x` is {x!r}, which no row of `summary` has")
-    _reference(axes, summary["full_image"])
-    for row in summary["anytime"]:
-        if row.get(x) is not None:
-            _note(axes, str(row["inputs"]), (row[x], 100 * row["accuracy"]), (5, -10))
+        raise ValueError(f"`x` is {x!r}, which no point of `summary` has")
+    _level(axes, summary)
+    for t, point in enumerate(summary.anytime, 1):
+        if getattr(point, x) is not None:
+            _note(axes, str(t), (getattr(point, x), 100 * point.accuracy), (5, -10))
     _overlay(axes, published)
     axes.set_xlim(left=0)
     axes.margins(y=0.08)
@@ -129,17 +139,28 @@ def accuracy_cost(
     return figure
 
 
-def _line(axes: Axes, points, label: str, style: str, **kwargs) -> None:
-    size = 11 if style == "full image" else 5
-    axes.plot(*zip(*points), label=label, ms=size, **STYLES[style], **kwargs)
+def _references(summary: Evaluation) -> list[tuple]:
+    """Return name, look and points of each reference."""
+    found, seen = [], {"single": 0, "reference": 0}
+    for name, reference in summary.references.items():
+        kind = "single" if len(reference.anytime) == 1 else "reference"
+        look = STYLES[kind] | MORE[seen[kind] % len(MORE)]
+        found.append((name, look, reference.anytime))
+        seen[kind] += 1
+    return found
 
 
-def _reference(axes: Axes, full_image: Mapping | None, **kwargs) -> None:
-    """Draw the accuracy of the full-image network, if there is one, as a level."""
-    if full_image:
-        look = {"color": STYLES["full image"]["color"], "lw": 0.8, "ls": (0, (2, 3))}
+def _line(axes: Axes, points, label: str, look: Mapping, **kwargs) -> None:
+    size = 11 if look["marker"] == "*" else 5
+    axes.plot(*zip(*points), label=label, ms=size, **look, **kwargs)
+
+
+def _level(axes: Axes, summary: Evaluation, **kwargs) -> None:
+    """Draw the accuracy of the best reference with one exit, if any, as a level."""
+    if found := summary.reference():
+        look = {"color": STYLES["single"]["color"], "lw": 0.8, "ls": (0, (2, 3))}
         look["zorder"] = 1  # under the notes
-        axes.axhline(100 * full_image["accuracy"], **look, **kwargs)
+        axes.axhline(100 * found[1].accuracy, **look, **kwargs)
 
 
 def _note(axes: Axes, text: str, point, offset, ha="left") -> None:
@@ -165,7 +186,7 @@ def _overlay(axes: Axes, curves: Sequence[Curve]) -> None:
         points = [(1e9 * macs, accuracy) for macs, accuracy in curve.points]
         name = ", ".join(filter(None, (curve.method, curve.network)))
         label = f"{name}\n({curve.source})"
-        _line(axes, points, label, curve.method, fillstyle=fill)
+        _line(axes, points, label, STYLES[curve.method], fillstyle=fill)
         for n, (text, (macs, accuracy)) in enumerate(zip(curve.names, points)):
             # Neighbours alternate between below and above, and the last stay inside.
             right = macs > 0.8 * points[-1][0]
@@ -174,25 +195,30 @@ def _overlay(axes: Axes, curves: Sequence[Curve]) -> None:
 
 
 @matplotlib.rc_context(RC)
-def accuracy_inputs(summary: Mapping) -> Figure:
-    """Draw accuracy against the number of inputs (2022, Table 3).
+def accuracy_exits(summary: Evaluation) -> Figure:
+    """Draw accuracy against the exit at which all images leave (2022, Table 3).
+
+    Beside the method stand the references with as many exits.
 
     Args:
-      summary: `anytime` rows with `inputs`, `accuracy` and `random_patches_accuracy`,
-        all 0 to 1, and the `accuracy` of `full_image`, or None for it.
+      summary: of an evaluation.
     """
     figure = Figure((5.6, 3.7), layout="constrained")
     axes = figure.subplots()
-    rows = summary["anytime"]
-    for style, label, key in (
-        ("anytime", "AnchorNet's patches", "accuracy"),
-        ("random", "random patches", "random_patches_accuracy"),
-    ):
-        points = [(row["inputs"], 100 * row[key]) for row in rows]
-        _line(axes, points, label, style)
-    _reference(axes, summary["full_image"], label="full-image network")
-    axes.set(xlabel="Inputs: the glance, then patches", ylabel="Top-1 accuracy (%)")
-    axes.xaxis.set_major_locator(ticker.MaxNLocator(integer=True))
+    series = [(summary.method["name"], STYLES["anytime"], summary.anytime)]
+    series += _references(summary)
+    for name, look, points in series:
+        if len(points) == len(summary.exits):
+            _line(
+                axes,
+                [(t, 100 * point.accuracy) for t, point in enumerate(points)],
+                name,
+                look,
+            )
+    found = summary.reference()
+    _level(axes, summary, label=found and found[0])
+    axes.set_xticks(range(len(summary.exits)), summary.exits)
+    axes.set(xlabel="All images leave after", ylabel="Top-1 accuracy (%)")
     axes.legend(loc="best")
     return figure
 
@@ -202,21 +228,15 @@ def exit_color(exit: int) -> str:
     return EXITS[exit % len(EXITS)]
 
 
-def exit_name(exit: int) -> str:
-    """Say after which inputs an exit comes, counted from 0."""
-    return "glance" if exit == 0 else f"{exit} patch" + "es" * (exit > 1)
-
-
 @matplotlib.rc_context(RC)
-def exit_distribution(budgeted: Sequence[Mapping]) -> Figure:
+def exit_distribution(summary: Evaluation) -> Figure:
     """Draw which share of the images leaves at each exit, a bar per budget.
 
     Args:
-      budgeted: rows with `budget_macs`, `exits` ([E] shares that sum to 1) and
-        `expected_inputs`, E(t) of the paper, which stands above the bar.
+      summary: of an evaluation; E(t) of the paper stands above the bars.
     """
-    rows = sorted(budgeted, key=lambda row: row["budget_macs"])
-    shares = 100 * np.array([row["exits"] for row in rows])  # [budgets, E]
+    rows = sorted(summary.budgeted, key=lambda row: row.budget)
+    shares = 100 * np.array([row.exits for row in rows])  # [budgets, E]
     figure = Figure((5.6, 3.7), layout="constrained")
     axes = figure.subplots()
     places = np.arange(len(rows))
@@ -229,20 +249,20 @@ def exit_distribution(budgeted: Sequence[Mapping]) -> Figure:
             color=exit_color(exit),
             edgecolor="white",
             linewidth=0.8,
-            label=exit_name(exit),
+            label=summary.exits[exit],
         )
-    unit, letter = (1e9, "G") if rows[-1]["budget_macs"] >= 1e9 else (1e6, "M")
+    unit, letter = (1e9, "G") if rows[-1].budget >= 1e9 else (1e6, "M")
     step = -(-len(rows) // 12)  # room for a dozen labels
-    labels = [f"{row['budget_macs'] / unit:.3g}" for row in rows[::step]]
+    labels = [f"{row.budget / unit:.3g}" for row in rows[::step]]
     axes.set_xticks(places[::step], labels)
     for place, row in zip(places[::step], rows[::step]):
-        text = f"{row['expected_inputs']:.1f}"
+        text = f"{row.steps:.1f}"
         axes.text(place, 101, text, ha="center", va="bottom", fontsize=7)
     axes.set_xlabel(f"Budget: mean FLOPs (multiply-adds), {letter}")
     axes.set_ylabel("Images (%)")
     axes.set_ylim(0, 100)
     axes.grid(False)
-    axes.set_title("mean number of inputs E(t)", fontsize=7.5, pad=16)
+    axes.set_title("mean number of steps E(t)", fontsize=7.5, pad=16)
     handles, names = axes.get_legend_handles_labels()
     axes.legend(
         handles[::-1],
@@ -255,11 +275,14 @@ def exit_distribution(budgeted: Sequence[Mapping]) -> Figure:
 
 
 @matplotlib.rc_context(RC)
-def confidence(values: np.ndarray, macs: Sequence[float], exit: int) -> Figure:
-    """Draw how sure the networks are of one image after each input.
+def confidence(
+    values: np.ndarray, names: Sequence[str], macs: Sequence[float], exit: int
+) -> Figure:
+    """Draw how sure a method is of one image after each step.
 
     Args:
-      values: [E] confidence after each input, 0 to 1.
+      values: [E] confidence at each exit, 0 to 1.
+      names: [E] of the exits.
       macs: [E] multiply-adds up to there.
       exit: where the image leaves, 0-based; what comes later is pale.
     """
@@ -279,11 +302,10 @@ def confidence(values: np.ndarray, macs: Sequence[float], exit: int) -> Figure:
         text = f"{value:.0f} %" + "\nEXIT" * (t == exit)
         weight = "bold" if t == exit else "normal"
         axes.text(t, value + 2, text, ha="center", fontsize=8, fontweight=weight)
-    names = ["glance", *(f"+ patch {t}" for t in range(1, len(values)))]
     labels = [f"{name}\n{m / 1e6:.0f} M" for name, m in zip(names, macs)]
     axes.set_xticks(range(len(values)), labels)
     axes.set(ylim=(0, 122), yticks=range(0, 101, 25), ylabel="Confidence (%)")
-    axes.set_xlabel("Inputs, and FLOPs (multiply-adds) up to there")
+    axes.set_xlabel("Steps, and FLOPs (multiply-adds) up to there")
     axes.grid(False, axis="x")
     return figure
 

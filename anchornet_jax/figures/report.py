@@ -13,7 +13,9 @@ import pathlib
 import re
 import string
 
-from anchornet_jax.figures import pictures, plots, published, results
+from anchornet_jax.figures import examples, pictures, plots, published
+from anchornet_jax.inference import results
+from anchornet_jax.inference.results import Evaluation
 from anchornet_jax.runtime import files
 
 ROUNDING = 1e-9  # of accuracies that are compared
@@ -22,23 +24,23 @@ TITLES = {
     "accuracy_cost": "Accuracy against cost",
     "accuracy_time": "Accuracy against time",
     "examples": "Where the networks looked",
-    "accuracy_inputs": "What choosing the patches is worth",
+    "accuracy_exits": "What each step is worth",
     "exit_distribution": "When images leave",
 }
 READING_AIDS = {
     "accuracy_cost": """Higher and further left is better: on the solid line every image
-        stops as soon as the networks are sure enough, at the squares all images get
-        the same number of inputs (written beside them), and the dotted level is what
-        one network that sees the full image reaches.""",
+        stops as soon as the method is sure enough, at the squares all images leave at
+        the same exit (its number beside them), and the dotted level is what the best
+        network reaches that sees the whole image at once.""",
     "accuracy_time": """The same in milliseconds, measured with the engine that lets
         images leave when they are sure and fills their places in the batch.""",
-    "examples": """Orange is where AnchorNet found evidence (scaled for each image) and
-        the squares are its patches, best first; beside them stands each input with the
-        class predicted after it, and what is pale was not needed any more.""",
-    "accuracy_inputs": """Both lines start at the glance; the distance between them is
-        what AnchorNet's choice of patches gains over random ones.""",
+    "examples": """Orange is where evidence was found (scaled for each image) and the
+        squares are what was looked at, in order; beside them stands what each step saw
+        with the class predicted after it, and what is pale was not needed any more.""",
+    "accuracy_exits": """How accurate all images are at each exit, beside the same steps
+        with other choices of where to look.""",
     "exit_distribution": """Each bar is a budget: the more may be spent, the more images
-        go on to further patches; above it stands the mean number of inputs.""",
+        take further steps; above it stands the mean number of steps.""",
 }
 PAGE = string.Template("""<!DOCTYPE html>
 <html lang="en">
@@ -93,78 +95,102 @@ def write(directory: str | os.PathLike) -> pathlib.Path:
       The path of the page.
 
     Raises:
-      ValueError: as `results.read`.
+      ValueError: as `results.read` and `examples.read`.
     """
     directory = pathlib.Path(directory)
-    summary, arrays = results.read(directory)
-    imagenet = re.split("[/:]", summary["data"])[0] == "imagenet2012"
+    summary = results.read(directory)
+    arrays = examples.read(directory, len(summary.classes), len(summary.exits))
+    imagenet = re.split("[/:]", summary.data)[0] == "imagenet2012"
     others = published.BUDGETED + published.STATIC if imagenet else ()
     figures = {
         "accuracy_cost": [plots.accuracy_cost(summary, published=others)],
         "accuracy_time": _time(summary),
-        "examples": _examples(arrays, summary["classes"]),
-        "accuracy_inputs": [plots.accuracy_inputs(summary)],
-        "exit_distribution": [plots.exit_distribution(summary["budgeted"])],
+        "examples": _examples(arrays, summary),
+        "accuracy_exits": [plots.accuracy_exits(summary)]
+        if len(summary.exits) > 1
+        else [],
+        "exit_distribution": [plots.exit_distribution(summary)]
+        if summary.budgeted
+        else [],
     }
-    parts = [_part(directory, name, drawn) for name, drawn in figures.items() if drawn]
-    page = PAGE.substitute(
-        title=html.escape(f"AnchorNet on {summary['data']}"),
-        finding=html.escape(finding(summary)),
-        setting=html.escape(_setting(summary)),
-        body="\n".join(parts + _tables(summary)),
+    parts = [
+        part(directory, name, TITLES[name], " ".join(READING_AIDS[name].split()), drawn)
+        for name, drawn in figures.items()
+        if drawn
+    ]
+    text = page(
+        f"{summary.method['name']} on {summary.data}",
+        finding(summary),
+        _setting(summary),
+        parts + _tables(summary),
     )
     path = directory / "report.html"
     with files.whole(path, "wb") as file:
-        file.write(page.encode())
+        file.write(text.encode())
     return path
 
 
-def finding(summary: dict) -> str:
-    """Say in one sentence how early exit compares with the full-image network.
+def page(title: str, finding: str, setting: str, parts: list[str]) -> str:
+    """Return a page that stands alone; `parts` are HTML, the other arguments text."""
+    return PAGE.substitute(
+        title=html.escape(title),
+        finding=html.escape(finding),
+        setting=html.escape(setting),
+        body="\n".join(parts),
+    )
 
-    The best budget decides whether it matches, comes within one point or stays below;
-    of the budgets for which that is true, the sentence names the cheapest.
+
+def finding(summary: Evaluation) -> str:
+    """Say in one sentence how the method compares with one network on the whole image.
+
+    The best budget decides whether it matches the best such reference, comes within one
+    point or stays below; of the budgets for which that is true, the sentence names the
+    cheapest.
     """
-    full, rows = summary["full_image"], summary["budgeted"]
-    best = max(rows, key=lambda row: (row["accuracy"], -row["mean_macs"]))
-    if full is None:
+    rows, reference = summary.budgeted or summary.anytime, summary.reference()
+    who = "early exit" if summary.budgeted else summary.method["name"]
+    best = max(rows, key=lambda row: (row.accuracy, -row.cost))
+    if reference is None:
         return (
-            f"At its best early exit is right on {_percent(best['accuracy'])} of the "
-            f"test images, at {_macs(best['mean_macs'])} multiply-adds per image."
+            f"At its best {who} is right on {percent(best.accuracy)} of the test "
+            f"images, at {macs(best.cost)} multiply-adds per image."
         )
-    below = full["accuracy"] - best["accuracy"]
+    start = who[0].upper() + who[1:]
+    name, whole = reference
+    below = whole.accuracy - best.accuracy
     if below <= 0:
-        goal, verb = full["accuracy"], "Early exit matches"
+        goal, verb = whole.accuracy, f"{start} matches"
     elif below <= 0.01 + ROUNDING:
-        goal, verb = full["accuracy"] - 0.01, "Early exit comes within one point of"
+        goal, verb = whole.accuracy - 0.01, f"{start} comes within one point of"
     else:
-        goal, verb = (
-            best["accuracy"],
-            f"Early exit stays {100 * below:.1f} points below",
-        )
-    reached = [row for row in rows if row["accuracy"] >= goal - ROUNDING]
-    row = min(reached, key=lambda row: row["mean_macs"])
+        goal, verb = best.accuracy, f"{start} stays {100 * below:.1f} points below"
+    reached = [row for row in rows if row.accuracy >= goal - ROUNDING]
+    row = min(reached, key=lambda row: row.cost)
     return (
-        f"{verb} the full-image network on the test images "
-        f"({_percent(row['accuracy'])} against {_percent(full['accuracy'])} right) at "
-        f"{row['mean_macs'] / full['macs']:.2f} times its multiply-adds"
+        f"{verb} {name} on the test images ({percent(row.accuracy)} against "
+        f"{percent(whole.accuracy)} right) at {row.cost / whole.cost:.2f} times its "
+        "multiply-adds"
         + (
-            f" and {row['mean_time_ms'] / full['time_ms']:.2f} times its milliseconds."
-            if full.get("time_ms")
+            f" and {row.time_ms / whole.time_ms:.2f} times its milliseconds."
+            if whole.time_ms and row.time_ms
             else "."
         )
     )
 
 
 def _setting(summary):
-    size, inputs = summary["patch_size"], len(summary["anytime"])
-    return (
-        f"{len(summary['classes'])} classes; patches of {size} × {size} pixels; at most "
-        f"{inputs} inputs per image, the {summary['fuse']} of which are summed."
-    )
+    settings = {
+        key: value
+        for key, value in summary.method.items()
+        if key not in ("name", "networks")
+    }
+    said = ", ".join(f"{key} {value}" for key, value in settings.items())
+    exits = f"{len(summary.exits)} exit{'s' * (len(summary.exits) > 1)}"
+    return f"{len(summary.classes)} classes, {exits}{'; ' * bool(said)}{said}."
 
 
-def _percent(share: float) -> str:
+def percent(share: float) -> str:
+    """Write a share with a sign that no line break parts from it."""
     return f"{100 * share:.1f}\u00a0%"  # no line break before the sign
 
 
@@ -173,36 +199,47 @@ def _threshold(value: float) -> str:
     return "never" if value >= 1 else "always" if value < 0 else f"{value:.3f}"
 
 
-def _macs(value: float) -> str:
+def macs(value: float) -> str:
+    """Write multiply-adds in M or G."""
     unit, letter = (1e9, "G") if value >= 1e9 else (1e6, "M")
     return f"{value / unit:.{2 if letter == 'G' else 1}f}\u00a0{letter}"
 
 
 def _time(summary) -> list:
     """Draw the curve in milliseconds, where they were measured."""
-    measured = summary["exit_time_ms"]
+    measured = summary.exit_time_ms
     return [plots.accuracy_cost(summary, x="time_ms")] if measured else []
 
 
-def _examples(arrays, classes) -> list:
+def _examples(arrays, summary) -> list:
     rows = [slice(i, i + ROWS) for i in range(0, len(arrays["image"]), ROWS)]
     return [
         pictures.examples(
-            {k: v[r] if v.ndim else v for k, v in arrays.items()}, classes
+            {name: array[row] for name, array in arrays.items()},
+            summary.classes,
+            summary.exits,
         )
-        for r in rows
+        for row in rows
     ]
 
 
-def _part(directory: pathlib.Path, name: str, figures: list) -> str:
-    """Save figures; return them under their title, photographs as PNG, curves as SVG."""
-    title, aid = TITLES[name], " ".join(READING_AIDS[name].split())
-    suffix, kind, wide = (
-        ("png", "png", ' class="wide"')
-        if name == "examples"
-        else ("svg", "svg+xml", "")
-    )
-    lines = [f"<h2>{html.escape(title)}</h2>", f"<p>{html.escape(aid)}</p>"]
+def part(
+    directory: pathlib.Path, name: str, title: str, aid: str, figures: list
+) -> str:
+    """Save figures; return them under their title, photographs as PNG, curves as SVG.
+
+    Args:
+      directory: where they are saved as `name`.png and .svg, `name`_2.png …
+      name: of the files.
+      title: above them.
+      aid: a sentence under the title that helps to read them; may be empty.
+      figures: from `plots` or `pictures`.
+    """
+    photographs = name == "examples"
+    suffix, kind = ("png", "png") if photographs else ("svg", "svg+xml")
+    wide = ' class="wide"' if photographs else ""
+    lines = [f"<h2>{html.escape(title)}</h2>"]
+    lines += [f"<p>{html.escape(aid)}</p>"] if aid else []
     for number, figure in enumerate(figures, 1):
         path = directory / (name if number == 1 else f"{name}_{number}")
         plots.save(figure, path)
@@ -215,15 +252,17 @@ def _part(directory: pathlib.Path, name: str, figures: list) -> str:
 
 
 def _tables(summary) -> list[str]:
-    tables = [_networks(summary), _anytime(summary), _budgeted(summary)]
-    if seconds := summary["seconds"]:
+    tables = [_anytime(summary)]
+    if summary.budgeted:
+        tables.append(_budgeted(summary))
+    if seconds := summary.seconds:
         rows = [(name, f"{value:.1f}") for name, value in seconds.items()]
         rows.append(("together", f"{sum(seconds.values()):.1f}"))
-        tables.append(_table("Time", ("stage", "seconds"), rows))
+        tables.append(table("Time", ("stage", "seconds"), rows))
     return tables
 
 
-def _table(title: str, header, rows, note: str = "") -> str:
+def table(title: str, header, rows, note: str = "") -> str:
     """Return a titled table; whatever is in it is text."""
 
     def line(cells, tag):
@@ -239,55 +278,50 @@ def _table(title: str, header, rows, note: str = "") -> str:
     )
 
 
-def _networks(summary) -> str:
-    rows = [("AnchorNet alone", summary["anchornet"])]
-    if summary["full_image"]:
-        rows.append(("full-image network", summary["full_image"]))
-    rows = [(name, _percent(r["accuracy"]), _macs(r["macs"])) for name, r in rows]
-    coverage, note = summary["anchornet"]["box_coverage"], ""
-    if coverage is not None:
-        note = (
-            f"On average AnchorNet's best patch holds {_percent(coverage)} of the box "
-            "around the object, which no network was shown."
-        )
-    return _table("Networks", ("network", "accuracy", "multiply-adds"), rows, note)
-
-
 def _anytime(summary) -> str:
+    own = (summary.method["name"], summary.exits, summary.anytime)
+    others = ((n, r.exits, r.anytime) for n, r in summary.references.items())
     rows = [
         (
-            row["inputs"],
-            _percent(row["accuracy"]),
-            _percent(row["random_patches_accuracy"]),
-            _macs(row["macs"]),
+            name,
+            exit,
+            percent(point.accuracy),
+            macs(point.cost),
+            milliseconds(point.time_ms),
         )
-        for row in summary["anytime"]
+        for name, exits, points in (own, *others)
+        for exit, point in zip(exits, points)
     ]
-    note = "All images get the same number of inputs: the glance, then patches."
-    header = ("inputs", "AnchorNet's patches", "random patches", "multiply-adds")
-    return _table("Anytime prediction", header, rows, note)
+    note = "All images leave at the same exit."
+    if summary.box_coverage is not None:
+        note += (
+            " On average the first region that was chosen holds "
+            f"{percent(summary.box_coverage)} of the box around the object, which no "
+            "network was shown."
+        )
+    header = ("method", "all leave after", "accuracy", "multiply-adds", "ms")
+    return table("Anytime prediction", header, rows, note)
+
+
+def milliseconds(value: float | None) -> str:
+    """Write milliseconds, a dash where they were not measured."""
+    return "–" if value is None else f"{value:.2f}"
 
 
 def _budgeted(summary) -> str:
-    header = ["budget", "used", "accuracy", "mean inputs"]
-    if summary["exit_time_ms"]:
-        header.insert(2, "ms")
-    header += [plots.exit_name(exit) for exit in range(len(summary["anytime"]))]
+    header = ["budget", "used", "ms", "accuracy", "mean steps", *summary.exits]
     rows = []
-    for row in sorted(summary["budgeted"], key=lambda row: row["budget_macs"]):
-        costs = (_macs(row["budget_macs"]), _macs(row["mean_macs"]))
-        numbers = (f"{row['expected_inputs']:.2f}", *map(_percent, row["exits"]))
-        if summary["exit_time_ms"]:
-            costs += (f"{row['mean_time_ms']:.2f}",)
-        rows.append([*costs, _percent(row["accuracy"]), *numbers])
-        if row["thresholds"]:
-            rows[-1].append(", ".join(map(_threshold, row["thresholds"])))
-    if any(row["thresholds"] for row in summary["budgeted"]):
+    for row in sorted(summary.budgeted, key=lambda row: row.budget):
+        costs = (macs(row.budget), macs(row.cost), milliseconds(row.time_ms))
+        numbers = (f"{row.steps:.2f}", *map(percent, row.exits))
+        rows.append([*costs, percent(row.accuracy), *numbers])
+        if thresholds := (row.rule or {}).get("thresholds"):
+            rows[-1].append(", ".join(map(_threshold, thresholds)))
+    if len(rows[0]) > len(header):
         header.append("thresholds")
     note = (
         "The mean multiply-adds per image are held to a budget by a rule that is fitted "
         "on the calibration images; what is used is counted on the test images. Under "
-        "the glance and each number of patches, the share of the images that leaves "
-        "after it."
+        "the name of each exit stands the share of the images that leaves there."
     )
-    return _table("Budgeted batch classification", header, rows, note)
+    return table("Budgeted batch classification", header, rows, note)
