@@ -5,7 +5,7 @@ RUN = .venv/bin/python
 .PHONY: demo test lint
 
 demo: .venv/ready
-	$(RUN) main.py --config=configs/demo.py --workdir=runs/demo
+	$(RUN) main.py --config=configs/anchornet.py --workdir=runs/demo
 
 test: .venv/ready
 	$(RUN) -m pytest

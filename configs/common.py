@@ -1,7 +1,10 @@
 """Every key of every config, with its default and its meaning.
 
 A config file starts from `get_config()` and changes what it is about; a key that is not
-here does not exist, and a mistyped one is refused with a suggestion.
+here does not exist, and a mistyped one is refused with a suggestion. What belongs to one
+method alone stands in that method's file, such as the arguments of `config.method`.
+
+A file takes what is chosen after a colon: `configs/anchornet.py:imagenet,resnet50`.
 """
 
 import ml_collections
@@ -14,67 +17,67 @@ def get_config() -> ml_collections.ConfigDict:
     config.program = "train"  # a key of pipeline.PROGRAMS
     config.seed = 0  # decides initial parameters, order and augmentation
 
-    # The data, arguments of data.prepare.
+    # The data, arguments of loading.prepare.
     config.data = ml_collections.ConfigDict()
     config.data.name = "imagenet2012"  # any TFDS name, or folder:DIRECTORY
     config.data.data_dir = ""  # of TFDS; its default where empty
-    config.data.manual_dir = ""  # archives to make it from, once; see data.prepare
+    config.data.manual_dir = ""  # archives to make it from, once; see loading.prepare
     config.data.image_size = 224  # px
     config.data.augment = "random_resized_crop"  # | none
     config.data.flip = True  # mirror half of the training images
     config.data.resize = 256  # px, short side before the centre crop; 0: crop only
     config.data.bad_images = "error"  # | skip, what cannot be decoded
     config.train_split = "train[25000:]"  # TFDS splits, slices included
-    config.calibration_split = "train[:25000]"  # chooses checkpoints and thresholds
+    config.calibration_split = "train[:25000]"  # chooses checkpoints and rules
     config.test_split = "validation"  # seen by the final evaluation alone
 
-    # The network and what it sees.
-    config.model = "anchornet"  # a key of models.MODELS; of predict: an export
+    # The network that is trained, and what it sees.
+    config.model = "anchornet"  # a key of models.MODELS
     config.dtype = "float32"  # of the computation; bfloat16 on GPU and TPU
     config.init_from = ""  # directory of a network to start from
-    config.localizer = ""  # directory of the AnchorNet that selects the patches
+    config.localizer = ""  # directory of the network that selects the patches
     config.view = ml_collections.ConfigDict()  # arguments of views.make
     config.view.name = "full"  # | resized | patches | random
     config.view.k = 4  # patches per image
     config.view.iou_threshold = 0.3  # 2022, Sec. 4.1
     config.view.preset = ""  # of 2020, instead of both: a key of patches.PRESETS
-    config.view.branch = 0  # of 2020: patches of 63, 95 or 111 px; 0: of the chosen one
+    config.view.branch = 0  # px, 63, 95 or 111; 0: what the localiser of 2020 chooses
 
     # Training; batch_size counts images on all devices together.
     config.batch_size = 256  # a multiple of the devices
     config.accumulate = 1  # parts a device takes its images in, to fit small memory
     config.epochs = 100.0  # passes over train_split; fractions are allowed
-    config.optimizer = ml_collections.ConfigDict()  # arguments of create_optimizer
+    config.optimizer = ml_collections.ConfigDict()  # arguments of optimizers.create
+    config.optimizer.name = "sgd"  # | adam | adamw
     config.optimizer.learning_rate = 0.1  # the highest
-    config.optimizer.schedule = "step"  # | cosine
+    config.optimizer.schedule = "step"  # | cosine | restarts
     config.optimizer.warmup = 0.0  # share of the run
     config.optimizer.boundaries = (0.3, 0.6, 0.9)  # shares of the run
     config.optimizer.momentum = 0.9  # of SGD
     config.optimizer.nesterov = True  # as the authors in Stage I, not in Stage II
     config.optimizer.weight_decay = 1e-4  # on every parameter
+    config.optimizer.freeze = ""  # pattern of parameter paths that stay as they are
+    config.label_smoothing = 0.0  # share of the target that all classes get
+    config.mixup = 0.0  # alpha of the Beta distribution; 0: images are not mixed
     config.save_every_epochs = 1.0  # evaluate on the calibration split, checkpoint
     config.log_every_steps = 100  # loss and accuracy of the batches since
 
-    # The evaluation of the whole method: directories of trained networks.
-    config.networks = ml_collections.ConfigDict()
-    config.networks.anchornet = ""  # selects the patches
-    config.networks.full_image = ""  # the reference point; may stay empty
-    config.networks.glance = ""  # sees the resized image
-    config.networks.patches = ""  # sees the patches
-    config.networks.b63 = ""  # 2020: sees patches of 63 px as they are
-    config.networks.b95 = ""  # and of 95 px
-    config.networks.b111 = ""  # and of 111 px
-    config.inputs = 5  # T: the glance and T - 1 patches
-    config.fuse = "logits"  # what is summed over inputs: logits | probabilities
-    config.rule = "thresholds"  # who leaves when: geometric | thresholds | value
+    # The evaluation of a method, and of those that it is compared with.
+    config.method = ml_collections.ConfigDict()  # name, networks by role, arguments
+    config.method.name = ""  # a key of registry.METHODS
+    config.method.networks = ml_collections.ConfigDict()  # {role: directory}
+    config.references = ml_collections.ConfigDict()  # {name: like method}; _ is a space
+    config.rule = "thresholds"  # when to stop: geometric | thresholds | value
     config.budgets = 20  # points of the budgeted curve
     config.timing = ml_collections.ConfigDict()  # of the engine, milliseconds per image
     config.timing.images = 4096  # test images to measure with; 0: nothing is measured
     config.timing.batch_size = 128  # images of a launch, on each device
 
-    config.analysed_images = 0  # first test images, for the analyses of 2020; 0: all
+    # The tables and figures of 2020: directories of networks, by what they see.
+    config.networks = ml_collections.ConfigDict()
+    config.analysed_images = 0  # first test images, for the analyses; 0: all
 
-    # The export: of `networks`, with the rules that an evaluation of them fitted.
+    # The export: of `method`, with the rules that an evaluation of it fitted.
     config.evaluation = ""  # its directory; may stay empty
 
     # A conversion of PyTorch weights to the network `model`.
@@ -83,9 +86,14 @@ def get_config() -> ml_collections.ConfigDict:
     config.fresh_classifier = False  # start a new one where the number differs
 
     # The prediction for images of one's own, by an export.
+    config.export = ""  # its directory
     config.images = ""  # a pattern of files, such as photos/*.jpg
     config.budget = 0.0  # mean multiply-adds per image; 0: the most that was fitted
     config.pictures = True  # draw one of each image: where it looked, what it said
+
+    # A comparison of finished evaluations.
+    config.runs = ""  # their directories, with commas between
+    config.remeasure = False  # time all of them again, in turn, on this machine
 
     # A pipeline: name -> config of each stage, and the names as they run.
     config.stages = ml_collections.ConfigDict()
@@ -93,21 +101,25 @@ def get_config() -> ml_collections.ConfigDict:
     return config
 
 
+ANY = None  # a kind of choice that is checked where it is used
+
+
 def choose(argument: str, **allowed) -> list[str]:
     """Split what follows the colon in `--config=FILE:choice,choice`.
 
     Args:
       argument: one choice of each kind, with commas between.
-      **allowed: kind -> what can be chosen.
+      **allowed: kind -> what can be chosen, or `ANY`.
 
     Raises:
       ValueError: for an unknown choice, or not one of each kind.
     """
     chosen = argument.split(",")
     if len(chosen) != len(allowed) or any(
-        choice not in known for choice, known in zip(chosen, allowed.values())
+        known is not ANY and choice not in known
+        for choice, known in zip(chosen, allowed.values())
     ):
-        known = "; ".join(f"{kind}: {', '.join(c)}" for kind, c in allowed.items())
+        known = "; ".join(f"{kind}: {', '.join(c)}" for kind, c in allowed.items() if c)
         raise ValueError(
             f"`argument` is {argument!r}; give {','.join(allowed).upper()} after the "
             f"file and a colon, with {known}"
@@ -115,43 +127,122 @@ def choose(argument: str, **allowed) -> list[str]:
     return chosen
 
 
-def pipeline(
-    base, trainings, programs=("evaluate", "export")
-) -> ml_collections.ConfigDict:
-    """Return a pipeline: the data, all trainings, the programs that use the networks.
+def method(name: str, networks: dict[str, str], **arguments):
+    """Return what `config.method` or a reference holds, with the method's own keys."""
+    return ml_collections.ConfigDict(
+        {"name": name, "networks": networks, **arguments}, convert_dict=True
+    )
 
-    The stages share the pipeline's data, splits and seed: changed there, also on the
-    command line, they change in all stages.
+
+def static(network: str, input_size: int = 0) -> ml_collections.ConfigDict:
+    """Return the method of one network that sees the whole image, for references.
 
     Args:
-      base: what is the same in all stages.
-      trainings: stage -> (network, view, batch size, epochs, learning rate); the stages
-        are `anchornet`, `full_image`, and those that start from it: `glance`, `patches`
-        and, of 2020, `b63`, `b95` and `b111`. Cosine schedule after a warm-up of 5 %.
-      programs: of the last stages, which have their names.
+      network: its directory.
+      input_size: px that images are resized to; 0: as they are.
     """
-    whole = base.copy_and_resolve_references()
-    whole.program = "pipeline"
-    whole.stages.data = _stage(whole, "prepare")
-    last = {program: _stage(whole, program) for program in programs}
-    for name, (model, view, batch_size, epochs, rate) in trainings.items():
-        stage = _stage(whole, "train")
-        stage.model, stage.view.name = model, view
-        stage.batch_size, stage.epochs = batch_size, epochs
-        stage.optimizer.learning_rate = rate
-        stage.optimizer.schedule, stage.optimizer.warmup = "cosine", 0.05
-        if name not in ("anchornet", "full_image"):
-            stage.init_from = "full_image/network"
-        if view == "patches":
-            stage.localizer = "anchornet/network"
-        whole.stages[name] = stage
-        for user in last.values():
-            user.networks[name] = f"{name}/network"
-    for program, stage in last.items():
-        whole.stages[program] = stage
-    whole.stages.export.evaluation = "evaluate"
-    whole.order = ("data", *trainings, *programs)
-    return whole
+    return method("static", {"network": network}, input_size=input_size)
+
+
+def _plates(config):
+    config.data.name = "plates"
+    config.data.augment, config.data.flip, config.data.resize = "none", False, 0
+    config.train_split, config.calibration_split = "train", "calibration"
+    config.test_split, config.batch_size = "test", 64
+    config.timing.images, config.timing.batch_size = 512, 16
+    config.log_every_steps = 50
+
+
+def _imagenette(config):
+    config.data.name = "imagenette/320px-v2"
+    config.train_split, config.calibration_split = "train[10%:]", "train[:10%]"
+    config.test_split, config.batch_size = "validation", 64
+
+
+def _folder(config):
+    config.data.name = "folder:images"
+    config.train_split, config.calibration_split = "train[10%:]", "train[:10%]"
+    config.test_split, config.batch_size = "val", 64
+    config.timing.images, config.timing.batch_size = 256, 16
+
+
+def _imagenet(config):
+    pass  # the defaults
+
+
+DATA = {
+    "plates": _plates,  # generated: minutes on two CPU cores
+    "imagenette": _imagenette,  # ten classes, 342 MB, downloaded on the first run
+    "folder": _folder,  # --config.data.name=folder:DIRECTORY
+    "imagenet": _imagenet,  # see the README for how to get it
+}
+
+
+def on(data: str) -> ml_collections.ConfigDict:
+    """Return the defaults for a data set, a key of `DATA`."""
+    config = get_config()
+    DATA[data](config)
+    return config
+
+
+def training(
+    config, model: str, view: str, *, optimizer=(), reads=(), **changes
+) -> ml_collections.ConfigDict:
+    """Return a stage that trains one network.
+
+    Args:
+      config: of the pipeline.
+      model: a key of `models.MODELS`.
+      view: what it sees, a key of `views.VIEWS`.
+      optimizer: changes of `config.optimizer`.
+      reads: {key: stage}, such as {"init_from": "full_image"}, whose network the key
+        then names.
+      **changes: of any other keys.
+    """
+    stage = _stage(config, "train")
+    stage.model, stage.view.name = model, view
+    stage.optimizer.update(dict(optimizer))
+    for key, other in dict(reads).items():
+        stage[key] = trained(other)
+    stage.update(changes)
+    return stage
+
+
+def trained(stage: str) -> str:
+    """Return where a stage's network will be, inside the pipeline's directory."""
+    return f"{stage}/network"
+
+
+def pipeline(config, trainings: dict, method, references, **programs):
+    """Return a pipeline: the data, all trainings, what uses the networks, an export.
+
+    The stages share the pipeline's data, splits and seed: changed there, also on the
+    command line, they change in all stages. Any key of a stage can be changed by
+    `--config.stages.STAGE.KEY=VALUE`.
+
+    Args:
+      config: what is the same in all stages.
+      trainings: {stage: from `training`}, in the order in which they run.
+      method: that is evaluated and exported, of networks `trained` by the stages.
+      references: {name: method} that it is compared with.
+      **programs: {stage: {key: value}}, further programs on the networks, which have
+        their stage's name.
+    """
+    config.program = "pipeline"
+    config.stages.data = _stage(config, "prepare")
+    config.stages.update(trainings)
+    for name in ("evaluate", "export"):
+        stage = _stage(config, name)
+        stage.method = method.copy_and_resolve_references()
+        config.stages[name] = stage
+    for name, reference in references.items():
+        config.stages.evaluate.references[name] = reference
+    config.stages.export.evaluation = "evaluate"
+    for name, changes in programs.items():
+        config.stages[name] = _stage(config, name)
+        config.stages[name].update(changes)
+    config.order = ("data", *trainings, "evaluate", "export", *programs)
+    return config
 
 
 def _stage(whole, program):

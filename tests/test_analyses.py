@@ -2,7 +2,6 @@
 
 import json
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -10,7 +9,7 @@ import pytest
 from anchornet_jax import models
 from anchornet_jax.data import loading
 from anchornet_jax.figures import figures_2020
-from anchornet_jax.methods import patches, views
+from anchornet_jax.methods import localize, patches, preprocessing
 from anchornet_jax.programs import analyses_2020, pipeline
 from anchornet_jax.runtime import networks
 from tests import tiny as tiny_networks
@@ -38,7 +37,7 @@ def test_cover():
 def test_edges_of_a_step_and_of_nothing():
     images = np.full((2, 8, 9, 3), 100, np.uint8)
     images[0, :, 5:] = 180
-    found = np.asarray(analyses_2020.edges(images))
+    found = np.asarray(localize.edges(images))
     wanted = np.zeros((2, 8, 9))
     wanted[0, :, 4:6] = 4 * 80  # Sobel: 1 + 2 + 1 times the step, on both sides of it
     np.testing.assert_allclose(found, wanted, atol=1e-3)
@@ -46,14 +45,14 @@ def test_edges_of_a_step_and_of_nothing():
 
 @pytest.fixture
 def config(data_dir, tmp_path, monkeypatch, tiny):  # noqa: F811
-    """Return a config of `analyses` on 32 images, with random networks."""
+    """Return a config of the program on 32 images, with random networks."""
     monkeypatch.setitem(models.MODELS, "scales", (tiny_networks.TinyScales, {}))
     known = {size: patches.Selection(2, 0.5, 0.5) for size in SIZES}
     monkeypatch.setitem(patches.PRESETS, analyses_2020.SEPARATE, known)
-    config = tiny_networks.config(data_dir, program="analyses", batch_size=8)
-    config.data.image_size, config.inputs = SIDE, 3
-    for seed, name in enumerate(("anchornet", "full_image"), 3):
-        model = {"anchornet": "scales", "full_image": "tiny"}[name]
+    config = tiny_networks.config(data_dir, program="analyses_2020", batch_size=8)
+    config.data.image_size, config.view.k = SIDE, 2
+    for seed, name in enumerate(("localizer", "full_image"), 3):
+        model = {"localizer": "scales", "full_image": "tiny"}[name]
         module = models.create(model, 10)
         variables = tiny_networks.drawn(module, SIDE, seed)
         networks.save(tmp_path / name, {"name": model, "num_classes": 10}, variables)
@@ -68,12 +67,12 @@ def test_program(config, tmp_path):
     images = np.concatenate([b["image"].reshape(-1, SIDE, SIDE, 3) for b in batches])
     label = np.concatenate([b["label"].reshape(-1) for b in batches])
     localizer, full = (
-        networks.load(config.networks[name]) for name in ("anchornet", "full_image")
+        networks.load(config.networks[name]) for name in ("localizer", "full_image")
     )
     classify = lambda pixels: np.asarray(
-        full.model.apply(full.variables, views.normalise(pixels))[0].argmax(-1)
+        full.model.apply(full.variables, preprocessing.normalise(pixels))[0].argmax(-1)
     )
-    one = views.localize(*localizer[:2], images, k=1)
+    one = localize.localize(*localizer[:2], images, k=1)
     for j, size in enumerate(SIZES):
         chosen = np.asarray(one.branch) == j
         row = summary["table_4"][str(size)]
@@ -82,7 +81,7 @@ def test_program(config, tmp_path):
             cut = np.asarray(patches.crop(images, one.corners, size))[chosen, 0]
             wanted = (classify(cut) == label[chosen]).mean()
             assert row["localized"] == pytest.approx(wanted)
-    two = views.localize(*localizer[:2], images, k=2, iou_threshold=0.3)
+    two = localize.localize(*localizer[:2], images, k=2, iou_threshold=0.3)
     mask = np.zeros((len(images), SIDE, SIDE), bool)
     for k in range(2):
         for i, (y, x) in enumerate(np.asarray(two.corners)[:, k]):
@@ -105,11 +104,11 @@ def test_program(config, tmp_path):
 
 
 def test_the_centre_is_the_centre(config):
-    localizer = networks.load(config.networks.anchornet)
+    localizer = networks.load(config.networks.localizer)
     images = np.zeros((2, 62, 62, 3), np.uint8)  # grids of 13, 11 and 9: odd
-    _, out = localizer.model.apply(localizer.variables, views.normalise(images))
+    _, out = localizer.model.apply(localizer.variables, preprocessing.normalise(images))
     evidence = [maps[..., 0] for maps in out["evidence"]]
-    maps = analyses_2020._heatmaps(localizer.model, evidence, images, jax.random.key(0))
+    maps = analyses_2020.heatmaps(localizer.model, evidence, images)
     assert set(maps) == set(figures_2020.LOCALIZERS)
     for field, heatmap in zip(localizer.model.fields, maps["centre"]):
         corners, _ = patches.select(heatmap, field, k=1)
@@ -120,9 +119,9 @@ def test_the_centre_is_the_centre(config):
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("anchornet", "", "`config.networks.anchornet` is empty"),
+        ("localizer", "", "`config.networks.localizer` is empty"),
         ("full_image", "", "`config.networks.full_image` is empty"),
-        ("anchornet", "one branch", "has one branch; the analyses are of"),
+        ("localizer", "one branch", "has one branch; the analyses are of"),
     ],
 )
 def test_bad_config_writes_nothing(config, tmp_path, key, value, message):
@@ -133,5 +132,5 @@ def test_bad_config_writes_nothing(config, tmp_path, key, value, message):
         networks.save(value, {"name": "anchornet", "num_classes": 10}, variables)
     config.networks[key] = value
     with pytest.raises(ValueError, match=message):
-        analyses_2020.analyses(config, tmp_path / "run")
+        analyses_2020.analyses_2020(config, tmp_path / "run")
     assert not (tmp_path / "run").exists()

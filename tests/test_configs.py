@@ -1,13 +1,14 @@
 """Every config file loads, has no key of its own, and its docstring tells the truth."""
 
 import importlib
+import inspect
 import pathlib
 import re
 
 import pytest
 
 from anchornet_jax import models
-from anchornet_jax.methods import views
+from anchornet_jax.methods import registry, views
 from anchornet_jax.programs import pipeline
 from configs import common
 
@@ -15,17 +16,14 @@ ROOT = pathlib.Path(__file__).parent.parent
 NETWORKS = ("resnet50", "densenet201")
 CONFIGS = [  # (file, argument)
     ("anchornet", ""),
-    ("anchornet", "multiscale"),
-    ("demo", ""),
-    ("demo_multiscale", ""),
-    ("imagenette", ""),
-    *(
-        ("downstream", f"{network},{view}")
-        for network in NETWORKS
-        for view in ("full", "resized", "patches", "random", "b63", "b95", "b111")
-    ),
-    *((file, network) for file in ("dynamic", "scales") for network in NETWORKS),
+    *(("anchornet", f"{data},resnet18") for data in common.DATA),
+    *(("anchornet", f"imagenet,{network}") for network in NETWORKS),
+    ("anchornet_2020", ""),
+    *(("anchornet_2020", f"imagenet,{network}") for network in NETWORKS),
+    ("compare", ""),
+    ("export", ""),
 ]
+OWN = {"name", "networks"}  # keys of `config.method` that are not its arguments
 
 
 def load(file, argument):
@@ -35,15 +33,27 @@ def load(file, argument):
 
 
 def keys(tree, prefix=""):
-    """Return the path of every value."""
+    """Return the path of every value; what a method takes is the method's own."""
     if not hasattr(tree, "items"):
+        return {prefix}
+    if prefix in (".method", ".references", ".networks"):
         return {prefix}
     return {k for name, part in tree.items() for k in keys(part, f"{prefix}.{name}")}
 
 
+def methods(config):
+    """Return all methods that a config's stages evaluate."""
+    return [
+        method
+        for stage in config.stages.values()
+        for method in (stage.method, *stage.references.values())
+        if method.name
+    ]
+
+
 def test_all_files_are_tested():
     files = {path.stem for path in (ROOT / "configs").glob("*.py")}
-    # tests/test_convert.py and test_predict.py test those that train no network.
+    # tests/test_convert.py and test_predict.py test these two.
     others = {"__init__", "common", "convert", "predict"}
     assert files - others == {file for file, _ in CONFIGS}
 
@@ -58,22 +68,39 @@ def test_config(file, argument):
         assert stage.program in pipeline.PROGRAMS
         assert stage.model in models.MODELS
         assert stage.view.name in views.VIEWS
+    assert set(config.order) == set(config.stages)
+
+
+@pytest.mark.parametrize(("file", "argument"), CONFIGS)
+def test_methods_of_a_config(file, argument):
+    """Their arguments are those of the registry's, their networks those of stages."""
+    config = load(file, argument)
+    assert bool(methods(config)) == bool(config.stages)
+    for method in methods(config):
+        arguments = set(inspect.signature(registry.METHODS[method.name]).parameters)
+        assert set(method) - OWN <= arguments
+        for path in method.networks.values():
+            stage, name = path.split("/")
+            assert name == "network" and config.stages[stage].program == "train"
+            used = config.order.index("evaluate")
+            assert config.order.index(stage) < used
 
 
 @pytest.mark.parametrize("file", sorted({file for file, _ in CONFIGS}))
 def test_docstring_has_commands_that_work(file):
     text = importlib.import_module(f"configs.{file}").__doc__
-    commands = re.findall(r"--config=(\S+?\.py):?(\S*) --workdir=runs/\w+", text)
-    assert commands and len(commands) == text.count("--workdir")
-    for path, argument in commands:
-        assert path == f"configs/{file}.py"
+    commands = re.findall(r"--config=configs/(\w+)\.py:?(\S*) ", text)
+    assert commands and len(commands) == text.count("--workdir=runs/")
+    for named, argument in commands:
+        assert named == file
         load(file, argument)
+    everything = keys(load(file, "")) | keys(common.get_config())
     for key in re.findall(r"--config\.([\w.]*\w)", text):
-        assert f".{key}" in keys(common.get_config())
+        assert f".{key}" in everything, key
     assert "Data: " in text
 
 
-@pytest.mark.parametrize("file", ["demo", "demo_multiscale", "imagenette"])
+@pytest.mark.parametrize("file", ["anchornet", "anchornet_2020"])
 def test_stages_share_data_splits_and_seed(file):
     """So that one flag gives a pipeline another data set."""
     config = load(file, "").lock()
@@ -92,25 +119,32 @@ def test_stages_share_data_splits_and_seed(file):
         assert (stage["test_split"], stage["seed"]) == ("val", 7)
 
 
+def test_stage_one_of_2022():
+    """Sec. 4.1: batch, epochs, rate and its drops."""
+    stage = load("anchornet", "imagenet,resnet50").stages.localizer
+    assert (stage.model, stage.batch_size, stage.epochs) == ("anchornet", 256, 100)
+    optimizer = stage.optimizer
+    assert (optimizer.learning_rate, optimizer.schedule) == (0.1, "step")
+    assert optimizer.boundaries == (0.3, 0.6, 0.9) and optimizer.nesterov
+
+
 def test_localizer_of_2020():
     """2020, Sec. 4.1: batch, epochs, rate and its drops."""
-    config = load("anchornet", "multiscale")
-    assert (config.model, config.batch_size, config.epochs) == (
-        "anchornet_multiscale",
-        256,
-        100,
-    )
-    optimizer = config.optimizer
+    stage = load("anchornet_2020", "imagenet,resnet50").stages.localizer
+    found = (stage.model, stage.batch_size, stage.epochs)
+    assert found == ("anchornet_multiscale", 256, 100)
+    optimizer = stage.optimizer
     assert (optimizer.learning_rate, optimizer.schedule) == (0.1, "step")
     assert optimizer.boundaries == (0.3, 0.6, 0.9) and not optimizer.nesterov
 
 
-@pytest.mark.parametrize(("view", "size"), [("b63", 63), ("b95", 95), ("b111", 111)])
-def test_stage_two_of_2020(view, size):
+@pytest.mark.parametrize("size", [63, 95, 111])
+def test_stage_two_of_2020(size):
     """Sec. 4.1: the patches of the slacker settings, of each scale."""
-    config = load("downstream", f"resnet50,{view}")
-    assert config.localizer == load("scales", "resnet50").networks.anchornet
-    found = dict(config.view)
+    config = load("anchornet_2020", "imagenet,resnet50")
+    stage = config.stages[f"b{size}"]
+    assert stage.localizer == config.stages.analyses_2020.networks.localizer
+    found = dict(stage.view)
     assert (found["name"], found["branch"], found["preset"]) == (
         "patches",
         size,
@@ -119,50 +153,40 @@ def test_stage_two_of_2020(view, size):
 
 
 @pytest.mark.parametrize("network", NETWORKS)
-@pytest.mark.parametrize("view", ["resized", "patches", "random"])
-def test_stage_two(network, view):
+@pytest.mark.parametrize(
+    ("stage", "view"), [("glance", "resized"), ("patch", "patches")]
+)
+def test_stage_two(network, stage, view):
     """2022, Sec. 4.1; no Nesterov and k = 4 are the published implementation's."""
-    config = load("downstream", f"{network},{view}")
+    config = load("anchornet", f"imagenet,{network}").stages[stage]
     assert (config.model, config.view.name, config.view.k) == (network, view, 4)
     assert (config.batch_size, config.epochs) == (256, 30)
-    assert config.init_from == f"runs/{network}_full/network"
-    assert bool(config.localizer) == (view == "patches")
+    assert config.init_from == "full_image/network"
+    assert config.localizer == ("localizer/network" if stage == "patch" else "")
     optimizer = dict(config.optimizer)
     del optimizer["boundaries"]  # of the step schedule
     assert optimizer == {
+        "name": "sgd",
         "learning_rate": 0.01,
         "schedule": "cosine",
         "warmup": 0.0,
         "momentum": 0.9,
         "nesterov": False,
         "weight_decay": 1e-4,
+        "freeze": "",
     }
 
 
-def test_networks_are_looked_for_where_training_leaves_them():
-    """The directories of the docstrings' commands are those that later runs read."""
-    text = importlib.import_module("configs.downstream").__doc__
-    directories = {"runs/anchornet", *re.findall(r"--workdir=(\S+)", text)}
-    read = [load("dynamic", "resnet50").networks.to_dict()]
-    read.append({"from": load("downstream", "resnet50,patches").init_from})
-    for path in (path for paths in read for path in paths.values() if path):
-        assert path.removesuffix("/network") in directories
-
-
 @pytest.mark.parametrize(
-    ("file", "argument"),
+    ("file", "argument", "known"),
     [
-        ("downstream", ""),
-        ("downstream", "resnet50"),
-        ("downstream", "resnet5,full"),
-        ("downstream", "resnet50,crop"),
-        ("downstream", "resnet50,full,full"),
-        ("dynamic", ""),
-        ("dynamic", "resnet50,full"),
-        ("scales", "resnet10"),
+        ("anchornet", "resnet50", "plates, imagenette, folder, imagenet"),
+        ("anchornet", "cifar,resnet50", "plates, imagenette, folder, imagenet"),
+        ("anchornet", "plates,resnet50,full", "plates, imagenette, folder, imagenet"),
+        ("anchornet_2020", "folder,resnet50", "plates, imagenet"),
     ],
 )
-def test_unknown_choice(file, argument):
-    message = f"`argument` is '{argument}'; give .*resnet50, densenet201"
+def test_unknown_choice(file, argument, known):
+    message = f"`argument` is '{argument}'; give DATA,NETWORK .* with data: {known}"
     with pytest.raises(ValueError, match=message):
         load(file, argument)

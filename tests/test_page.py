@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from anchornet_jax.figures import plots
 from anchornet_jax.inference import export, stopping
 from anchornet_jax.programs import page
 from tests.test_export import (
@@ -54,7 +53,7 @@ def test_show(shown, photo):
     for budget, exit in ((LOW, 0), (HIGH, 2)):
         text, looked, growing = shown.show(image, budget)
         assert re.search(f"<b>[{''.join(CLASSES)}]</b>, [0-9.]+% sure after", text)
-        assert f"after {plots.exit_name(exit)}: {macs[exit]:.0f} M" in text
+        assert f"after {shown.found.exits[exit]}: {macs[exit]:.0f} M" in text
         assert float(re.search(r"([0-9.]+) ms here", text)[1]) > 0
         assert f"budget is {2 if exit == 0 else 9} M" in text
         assert exits(growing) == [exit]

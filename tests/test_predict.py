@@ -10,9 +10,8 @@ import pytest
 from PIL import Image
 
 from anchornet_jax.data import photos
-from anchornet_jax.figures import plots
 from anchornet_jax.inference import export, stopping
-from anchornet_jax.methods import anchornet
+from anchornet_jax.methods import method as protocol
 from anchornet_jax.programs import pipeline, predict
 from configs import predict as predict_config
 from tests.test_export import (
@@ -22,6 +21,8 @@ from tests.test_export import (
     exported,  # noqa: F401
     method,  # noqa: F401
 )
+
+EXITS = ["glance", "look", "patch"]
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +47,7 @@ def good(folder):
 @pytest.fixture
 def config(exported, folder):  # noqa: F811
     config = predict_config.get_config()
-    config.model, config.images = str(exported), f"{folder}/*.png"
+    config.export, config.images = str(exported), f"{folder}/*.png"
     config.pictures = False
     return config
 
@@ -56,7 +57,7 @@ def half(exported, folder, monkeypatch):  # noqa: F811
     """Let half of the images leave at each exit; return what they should get."""
     found = export.load(exported)
     images = [photos.read(p, image_size=SIZE, resize=160) for p in good(folder)]
-    trace = anchornet.make_trace(found.method)(np.array(images), RULE)
+    trace = protocol.make_trace(found.method)(np.array(images), RULE)
     first = np.median(trace["confidence"][:, 0])
     later = trace["confidence"][trace["confidence"][:, 0] <= first, 1]
     # Between two images, not on one: the engine rounds in another way.
@@ -94,14 +95,12 @@ def test_predict(config, half, folder, tmp_path, capsys):
         assert line["confidence"] == pytest.approx(
             half["confidence"][i, exit], abs=1e-4
         )
-        assert line["exit"] == exit
+        assert (line["exit"], line["left_after"]) == (exit, EXITS[exit])
         assert line["macs"] == half["macs"][exit]
         assert line["time_ms"] > 0
         assert Image.open(line["picture"]).format == "PNG"
         assert f"png: {line['class']}, " in said
-        assert (
-            f" {line['confidence']:.1%}, left after {plots.exit_name(exit)}, " in said
-        )
+        assert f" {line['confidence']:.1%}, left after {EXITS[exit]}, " in said
         assert said.endswith(f" {line['time_ms']:.1f} ms")
 
 
@@ -134,8 +133,8 @@ def test_other_files_are_not_touched(config, tmp_path):
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("model", "", "`config.model` is empty"),
-        ("model", "/nowhere", "`config.model`: export '/nowhere'"),
+        ("export", "", "`config.export` is empty"),
+        ("export", "/nowhere", "`config.export`: export '/nowhere'"),
         ("images", "/nowhere/*", "`config.images`: .* matches nothing"),
         ("images", "", "`config.images`: .* matches nothing"),
         (

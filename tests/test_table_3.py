@@ -1,4 +1,4 @@
-"""The program `scales`: what Table 3 of 2020 reports, from networks that know nothing."""
+"""The program `table_3_2020`: what Table 3 of 2020 reports, from networks that know nothing."""
 
 import json
 
@@ -8,7 +8,7 @@ import pytest
 
 from anchornet_jax import models
 from anchornet_jax.data import loading
-from anchornet_jax.methods import views
+from anchornet_jax.methods import localize, preprocessing
 from anchornet_jax.models import multiply_adds
 from anchornet_jax.programs import pipeline, table_3_2020
 from anchornet_jax.runtime import networks
@@ -21,12 +21,12 @@ SIDE = 64
 
 @pytest.fixture
 def config(data_dir, tmp_path, monkeypatch, tiny):  # noqa: F811
-    """Return a config of `scales` on 32 images, with random networks in `tmp_path`."""
+    """Return a config of the program on 32 images, with random networks in `tmp_path`."""
     monkeypatch.setitem(models.MODELS, "scales", (tiny_networks.TinyScales, {}))
-    config = tiny_networks.config(data_dir, program="scales", batch_size=8)
+    config = tiny_networks.config(data_dir, program="table_3_2020", batch_size=8)
     config.data.image_size = SIDE
     config.view.update(k=2, iou_threshold=0.5)
-    names = {"anchornet": ("scales", SIDE), "full_image": ("tiny", SIDE)}
+    names = {"localizer": ("scales", SIDE), "full_image": ("tiny", SIDE)}
     names |= {f"b{size}": ("tiny", size) for size in SIZES}
     for seed, (name, (model, size)) in enumerate(names.items(), 3):
         module = models.create(model, 10)
@@ -50,13 +50,17 @@ def by_hand(config):
     rows = []
     for batch in loading.evaluation(source, "test", batch_size=8):
         images = batch["image"].reshape(-1, SIDE, SIDE, 3)
-        place = views.localize(*found["anchornet"][:2], images, k=2, iou_threshold=0.5)
+        place = localize.localize(
+            *found["localizer"][:2], images, k=2, iou_threshold=0.5
+        )
         for i, image in enumerate(images):
             size = SIZES[int(place.branch[i])]
             total = 0
             for (y, x), valid in zip(np.asarray(place.corners[i]), place.valid[i]):
                 if valid:
-                    cut = views.normalise(image[None, y : y + size, x : x + size])
+                    cut = preprocessing.normalise(
+                        image[None, y : y + size, x : x + size]
+                    )
                     total += np.asarray(jax.nn.softmax(classify[size](cut)))[0]
             label = int(batch["label"].reshape(-1)[i])
             count = int(place.valid[i].sum())
@@ -115,7 +119,7 @@ def test_group_runs_full_batches_and_forgets_nobody(tiny):  # noqa: F811
     for owner, image in zip([0, 1, 2, 0, 1, 2, 0, 1, 2, 0, 1], pixels):
         group.add(owner, image)
     group.flush()
-    logits, _ = module.apply(variables, views.normalise(pixels))
+    logits, _ = module.apply(variables, preprocessing.normalise(pixels))
     wanted = np.asarray(jax.nn.softmax(logits))
     for owner in range(3):
         np.testing.assert_allclose(
@@ -127,6 +131,7 @@ def test_group_runs_full_batches_and_forgets_nobody(tiny):  # noqa: F811
     ("key", "value", "message"),
     [
         ("networks.b20", "", "`config.networks.b20` is empty; give the network for"),
+        ("networks.localizer", "", "`config.networks.localizer` is empty"),
         ("networks.full_image", "", "`config.networks.full_image` is empty"),
         ("view.preset", "few", "`preset` is 'few'; choose one of"),
         ("view.preset", "many", "`branches` holds 12"),
@@ -139,5 +144,5 @@ def test_bad_config_writes_nothing(config, tmp_path, key, value, message):
         part = part[name]
     part[path[-1]] = value
     with pytest.raises(ValueError, match=message):
-        table_3_2020.scales(config, tmp_path / "run")
+        table_3_2020.table_3_2020(config, tmp_path / "run")
     assert not (tmp_path / "run").exists()

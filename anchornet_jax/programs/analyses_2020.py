@@ -5,8 +5,8 @@ patch against the whole image resized to the same size, by a network that saw ne
 training; Figure 6, accuracy against the area that patches cover, and where these patches
 are masked; Figures 3, 4 and 5, pictures.
 
-A localiser is a heatmap here, from which patches are selected alike: AnchorNet's
-evidence, random numbers, nearness to the centre, or edge energy (Sobel). All use the
+Patches are selected alike on the heatmap of each localiser: AnchorNet's evidence and
+`localize.HEURISTICS`. All use the
 branch, so the patch size, that AnchorNet chose for the image.
 """
 
@@ -17,15 +17,14 @@ from jax import lax
 
 from anchornet_jax.data import collect, loading
 from anchornet_jax.figures import figures_2020, plots
-from anchornet_jax.methods import patches, views
+from anchornet_jax.methods import localize, patches, preprocessing
 from anchornet_jax.runtime import files, networks, parallel, workdir
 
-LUMA = (0.299, 0.587, 0.114)
-SOBEL = ((-1, 0, 1), (-2, 0, 2), (-1, 0, 1))
+LOCALIZERS = ("AnchorNet", *localize.HEURISTICS)
 SEPARATE = "separate"  # the preset for looking at patches, Sec. 4.1
 
 
-def analyses(config, directory) -> dict:
+def analyses_2020(config, directory) -> dict:
     """Analyse a localiser of 2020 with a network for whole images, as the config says.
 
     Writes `summary.json`, `analyses.npz` and the figures, as PNG and SVG.
@@ -42,18 +41,18 @@ def analyses(config, directory) -> dict:
     parallel.local_batch(config.batch_size)
     source = loading.prepare(**config.data)
     source.examples(config.test_split)
-    for name in ("anchornet", "full_image"):
-        if not config.networks[name]:
+    for name in ("localizer", "full_image"):
+        if not config.networks.get(name):
             raise ValueError(f"`config.networks.{name}` is empty; give a directory")
-    localizer = networks.load(config.networks.anchornet)
+    localizer = networks.load(config.networks.localizer)
     full = networks.load(config.networks.full_image)
     if len(localizer.model.fields) == 1:
         raise ValueError(
-            f"`config.networks.anchornet` is {config.networks.anchornet!r}, which has "
+            f"`config.networks.localizer` is {config.networks.localizer!r}, which has "
             "one branch; the analyses are of the localiser of 2020"
         )
-    k, threshold = config.inputs - 1, config.view.iou_threshold
-    step = make_step(localizer.model, full.model, k, threshold, config.seed)
+    k, threshold = config.view.k, config.view.iou_threshold
+    step = make_step(localizer.model, full.model, k, threshold)
     directory = workdir.claim(directory, config.to_dict())
     found = collect.collect(
         parallel.predict_step(step),
@@ -82,7 +81,7 @@ def analyses(config, directory) -> dict:
     return summary
 
 
-def make_step(localizer, full, k: int, iou_threshold: float, seed: int):
+def make_step(localizer, full, k: int, iou_threshold: float):
     """Return the step that runs all analyses on a batch, to be mapped.
 
     Args:
@@ -90,7 +89,6 @@ def make_step(localizer, full, k: int, iou_threshold: float, seed: int):
       full: the network for whole images; takes any size.
       k: patches per image in Figure 6.
       iou_threshold: of their selection.
-      seed: of the random patches.
 
     Returns:
       `step((variables, variables), batch)` for uint8 images [b, H, W, 3]; a dict of
@@ -106,17 +104,14 @@ def make_step(localizer, full, k: int, iou_threshold: float, seed: int):
         own, whole = variables
         images = batch["image"]
         classify = lambda pixels: full.apply(whole, pixels)[0].argmax(-1)
-        logits, out = localizer.apply(own, views.normalise(images))
+        logits, out = localizer.apply(own, preprocessing.normalise(images))
         result = _of_branches(localizer, own, out)
-        found = views.localize(localizer, own, images, preset=SEPARATE)
+        found = localize.localize(localizer, own, images, preset=SEPARATE)
         result |= {"corners": found.corners, "valid": found.valid}
         evidence = localizer.contributions(own, out, logits.argmax(-1))
         result |= _against_rescaling(localizer, evidence, classify, images)
-        key = jax.random.fold_in(
-            jax.random.key(seed), jax.lax.axis_index(parallel.AXIS)
-        )
         size = jnp.array(sizes)[out["branch"]]
-        for name, maps in _heatmaps(localizer, evidence, images, key).items():
+        for name, maps in heatmaps(localizer, evidence, images).items():
             selected = [
                 (
                     heatmap,
@@ -124,7 +119,7 @@ def make_step(localizer, full, k: int, iou_threshold: float, seed: int):
                 )
                 for heatmap, field in zip(maps, localizer.fields)
             ]
-            _, corners, valid = views.choose(selected, out["branch"])
+            _, corners, valid = localize.choose(selected, out["branch"])
             mask = cover(corners, valid, size, *images.shape[1:3])
             for key_, value in _with_and_without(mask, images, classify).items():
                 result[f"{name}/{key_}"] = value
@@ -162,7 +157,7 @@ def _of_branches(localizer, variables, out) -> dict:
 
 def _against_rescaling(localizer, evidence, classify, images) -> dict:
     """Classify one patch, and the whole image at its size, for each branch (Table 4)."""
-    pixels = views.normalise(images)
+    pixels = preprocessing.normalise(images)
     rescaled, localized = [], []
     for heatmap, field in zip(evidence, localizer.fields):
         corners, _ = patches.select(heatmap, field, k=1)
@@ -171,33 +166,13 @@ def _against_rescaling(localizer, evidence, classify, images) -> dict:
     return {"rescaled": jnp.stack(rescaled, 1), "localized": jnp.stack(localized, 1)}
 
 
-def edges(images: jax.Array) -> jax.Array:
-    """Return the Sobel gradient's magnitude [B, H, W] of uint8 images [B, H, W, 3]."""
-    grey = images.astype(jnp.float32) @ jnp.array(LUMA)
-    grey = jnp.pad(grey, [(0, 0), (1, 1), (1, 1)], mode="edge")[..., None]
-    across = jnp.array(SOBEL, jnp.float32)
-    kernels = jnp.stack([across, across.T], -1)[:, :, None]  # [3, 3, 1, 2]
-    gradient = lax.conv_general_dilated(
-        grey, kernels, (1, 1), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC")
-    )
-    return jnp.sqrt((gradient**2).sum(-1))
-
-
-def _heatmaps(localizer, evidence, images, key) -> dict:
+def heatmaps(localizer, evidence, images) -> dict:
     """Return {localiser: heatmap [b, G, G] of each branch}."""
-    energy = edges(images)
-    maps = {name: [] for name in figures_2020.LOCALIZERS}
-    for heatmap, field in zip(evidence, localizer.fields):
-        window, strides = (1, field.size, field.size), (1, field.stride, field.stride)
-        sums = lax.reduce_window(energy, 0.0, lax.add, window, strides, "VALID")
-        steps = jnp.arange(heatmap.shape[1]) - (heatmap.shape[1] - 1) / 2
-        nearness = -(steps[:, None] ** 2 + steps[None] ** 2)
-        key, own = jax.random.split(key)
-        maps["AnchorNet"].append(heatmap)
-        maps["random"].append(jax.random.uniform(own, heatmap.shape))
-        maps["centre"].append(jnp.broadcast_to(nearness[None], heatmap.shape))
-        maps["edges"].append(sums)
-    return maps
+    others = {
+        name: [draw(images, field) for field in localizer.fields]
+        for name, draw in localize.HEURISTICS.items()
+    }
+    return {"AnchorNet": list(evidence), **others}
 
 
 def cover(corners, valid, size, height: int, width: int) -> jax.Array:
@@ -227,7 +202,7 @@ def _with_and_without(mask, images, classify) -> dict:
     """Classify what is covered, and what is left; pixels elsewhere are 0 (Figure 6)."""
 
     def one(kept):  # [b, H, W]
-        return classify(views.normalise(images * kept[..., None]))
+        return classify(preprocessing.normalise(images * kept[..., None]))
 
     masks = mask.swapaxes(0, 1)  # [K, b, H, W]: one after the other, to fit memory
     return {
@@ -263,5 +238,5 @@ def _figure_6(found) -> dict:
                 )
             )
         ]
-        for name in figures_2020.LOCALIZERS
+        for name in LOCALIZERS
     }

@@ -1,32 +1,44 @@
-"""Evaluation of the whole method: exit tables, curves and pictures of one data set.
+"""Evaluation of a method: exit tables, curves and pictures of one data set.
 
 Localizing Semantic Patches (2022), Sec. 4: anytime prediction (Fig. 6), budgeted batch
 classification (Fig. 5), random patches (Table 3), the number of inputs E(t) and the
-distribution over exits (Fig. 7), and milliseconds. Thresholds are fitted on the
-calibration split and scored on the test split, never on the images they were fitted to.
+distribution over exits (Fig. 7), and milliseconds. Rules are fitted on the calibration
+split and scored on the test split, never on the images they were fitted to. What the
+method is compared with are methods as well, the references.
 """
+
+import dataclasses
 
 import jax
 import numpy as np
 from absl import logging
 
 from anchornet_jax.data import collect, loading
-from anchornet_jax.inference import exit_table, export, fitting, stopping, timing
-from anchornet_jax.methods import anchornet, views
-from anchornet_jax.models import multiply_adds
-from anchornet_jax.runtime import files, networks, parallel, workdir
+from anchornet_jax.inference import (
+    exit_table,
+    export,
+    fitting,
+    results,
+    stopping,
+    timing,
+)
+from anchornet_jax.inference.results import Evaluation, Point, Reference
+from anchornet_jax.methods import method as protocol
+from anchornet_jax.methods import registry
+from anchornet_jax.runtime import files, parallel, workdir
 
 EXAMPLES = 12  # first images of the test split, for the pictures
+SHOWN = ("predicted", "confidence", "boxes", "heatmap", "extent", "label", "box")
 
 
 def evaluate(config, directory) -> dict:
     """Evaluate trained networks as the config says.
 
-    Writes `calibration.npz`, `test.npz` and `random.npz` (exit tables), `examples.npz`
-    and `summary.json`.
+    Writes `calibration.npz` and `test.npz` (exit tables), `examples.npz` and
+    `summary.json`.
 
     Returns:
-      What `summary.json` holds.
+      What `summary.json` holds, see `results.Evaluation`.
 
     Raises:
       ValueError: for a config that cannot run, before anything is compiled or written.
@@ -35,56 +47,59 @@ def evaluate(config, directory) -> dict:
     source = loading.prepare(**config.data)
     for split in (config.calibration_split, config.test_split):
         source.examples(split)
-    method = export.assemble(config, source.image_size)
-    path = config.networks.full_image
-    whole = networks.load(path) if path else None
+    size = source.image_size
+    method = export.assemble(config.method, size)
+    references = {
+        name.replace("_", " "): export.assemble(part, size)
+        for name, part in config.references.items()
+    }
     timing.check(**config.timing)
-    macs = method.macs(source.image_size)
     directory = workdir.claim(directory, config.to_dict())
 
-    tables = {}
-    for name, split in (
-        ("calibration", config.calibration_split),
-        ("test", config.test_split),
-    ):
-        found = _run(config, source, split, method, random=name == "test")
-        tables[name] = _table(found, macs)
-    random = _table(found, macs, "random_")
-
-    curve = _budgeted(tables, config.budgets, config.rule)
-    anytime = _anytime(tables["test"], random)
-    full = _full_image(config, source, whole)
-    point = _operating_point(curve, full)
-    milliseconds = None
-    if config.timing.images:
-        milliseconds = _time(config, source, method, curve, anytime, full, whole)
-    summary = {
-        "data": config.data.name,
-        "classes": source.classes,
-        "patch_size": method.patch_size,
-        "fuse": config.fuse,
-        "anchornet": _anchornet(found, method, source.image_size),
-        "full_image": full,
-        "anytime": anytime,
-        "budgeted": curve,
-        "exit_time_ms": milliseconds,
+    run = lambda method, split: _run(config, source, split, method)
+    tables = {
+        "calibration": _table(run(method, config.calibration_split), method, size)
     }
-    if jax.process_index() == 0:
-        for name, table in {**tables, "random": random}.items():
-            table.save(directory / f"{name}.npz")
-        _save_examples(directory, found, tables["test"], point, method.patch_size)
-        files.write_json(directory / "summary.json", summary)
-    return summary
-
-
-def _run(config, source, split, method, *, random) -> dict[str, np.ndarray]:
-    """Run every image of a split through every step; labels and boxes go along."""
-    step = parallel.predict_step(
-        anchornet.make_table_step(method, random=random, seed=config.seed)
+    found = run(method, config.test_split)
+    tables["test"] = _table(found, method, size)
+    others = {
+        name: _table(run(other, config.test_split), other, size)
+        for name, other in references.items()
+    }
+    summary = Evaluation(
+        data=config.data.name,
+        classes=source.classes,
+        method={
+            "name": registry.name(method),
+            **method.arguments,
+            "networks": export.digests(method),
+        },
+        exits=protocol.exit_names(method.steps),
+        anytime=_anytime(tables["test"]),
+        budgeted=_budgeted(tables, config.budgets, config.rule),
+        references={
+            name: Reference(
+                protocol.exit_names(references[name].steps), _anytime(table)
+            )
+            for name, table in others.items()
+        },
+        box_coverage=_box_coverage(found),
     )
+    if config.timing.images:
+        summary = _timed(config, source, method, references, summary)
+    if jax.process_index() == 0:
+        for name, table in tables.items():
+            table.save(directory / f"{name}.npz")
+        _save_examples(directory, found, tables["test"], summary)
+        files.write_json(directory / "summary.json", summary.to_json())
+    return summary.to_json()
+
+
+def _run(config, source, split, method) -> dict[str, np.ndarray]:
+    """Run every image of a split through every step; labels and boxes go along."""
     return collect.collect(
-        step,
-        parallel.replicate(method.variables()),
+        protocol.make_table(method),
+        parallel.replicate(protocol.variables(method)),
         source,
         split,
         batch_size=config.batch_size,
@@ -92,72 +107,43 @@ def _run(config, source, split, method, *, random) -> dict[str, np.ndarray]:
     )
 
 
-def _table(found, macs, prefix="") -> exit_table.ExitTable:
+def _table(found, method, image_size) -> exit_table.ExitTable:
     return exit_table.ExitTable(
-        confidence=found[f"{prefix}confidence"],
-        predicted=found[f"{prefix}predicted"],
+        confidence=found["confidence"],
+        predicted=found["predicted"],
         label=found["label"],
-        cost=np.asarray(macs, float),
+        cost=np.asarray(protocol.costs(method, image_size), float),
         unit="multiply-adds",
     )
 
 
-def _budgeted(tables, points: int, rule: str) -> list[dict]:
+def _budgeted(tables, points: int, rule: str) -> list[Point]:
     """Fit the rule to budgets on the calibration split, score it on the test split.
 
     Ends with the first budget that the rule does not use up (`binding` is False).
     """
     cost = tables["calibration"].cost
+    if len(cost) == 1:  # one exit: nothing to decide
+        return []
     budgets = np.geomspace(cost[0], cost[-1], points + 1)[1:]
-    names = {"budget": "budget_macs", "mean_cost": "mean_macs", "shares": "exits"}
-    rows = []
-    for found in fitting.curve(tables["calibration"], tables["test"], budgets, rule):
-        row = {names.get(key, key): value for key, value in found.items()}
-        rows.append({**row, "thresholds": row["rule"].get("thresholds")})
-        if not row["binding"]:
-            break
-    return rows
+    found = fitting.curve(tables["calibration"], tables["test"], budgets, rule)
+    unspent = next((i for i, p in enumerate(found) if not p.binding), len(found))
+    return found[: unspent + 1]
 
 
-def _anytime(table, random) -> list[dict]:
-    """Let every image leave after the same number of inputs (2022, Fig. 6)."""
+def _anytime(table) -> list[Point]:
+    """Let every image leave at the same exit (2022, Fig. 6)."""
     return [
-        {
-            "inputs": row["inputs"],
-            "accuracy": row["accuracy"],
-            "random_patches_accuracy": other["accuracy"],
-            "macs": row["cost"],
-        }
-        for row, other in zip(exit_table.anytime(table), exit_table.anytime(random))
+        Point(row["accuracy"], row["cost"], np.eye(len(table.cost))[t].tolist())
+        for t, row in enumerate(exit_table.anytime(table))
     ]
 
 
-def _full_image(config, source, network) -> dict | None:
-    """Score the network that sees the whole image: the reference point."""
-    if network is None:
-        return None
-    step = parallel.predict_step(
-        lambda variables, batch: {
-            "class": network.model.apply(variables, views.normalise(batch["image"]))[
-                0
-            ].argmax(-1)
-        }
-    )
-    found = collect.collect(
-        step,
-        parallel.replicate(network.variables),
-        source,
-        config.test_split,
-        batch_size=config.batch_size,
-    )
-    return {
-        "accuracy": float((found["class"] == found["label"]).mean()),
-        "macs": multiply_adds.model_macs(network.model, source.image_size),
-    }
+def _timed(config, source, method, references, summary) -> Evaluation:
+    """Add milliseconds to the points, and what leaving at each exit costs.
 
-
-def _time(config, source, method, curve, anytime, full, whole) -> list[float]:
-    """Add milliseconds to the rows; return what leaving at each exit costs."""
+    Of the references those with a single exit are measured.
+    """
     images, wanted = [], config.timing.images
     for batch in loading.evaluation(
         source, config.test_split, batch_size=config.batch_size
@@ -165,65 +151,69 @@ def _time(config, source, method, curve, anytime, full, whole) -> list[float]:
         images.extend(parallel.gather(batch["image"])[parallel.gather(batch["mask"])])
         if len(images) >= wanted:
             break
-    rules = [stopping.from_json(row["rule"]) for row in curve]
-    budgeted, fixed, full_time, cost = timing.measure(
-        method,
-        np.array(images[:wanted]),
-        config.timing.batch_size,
-        rules,
-        whole,
+    images, size = np.array(images[:wanted]), config.timing.batch_size
+    own = timing.prepare(method, images, size)
+    rules = [stopping.from_json(point.rule) for point in summary.budgeted]
+    ways = {"budgeted": (own, rules), "anytime": (own, timing.fixed(method))}
+    for name, other in references.items():
+        if len(other.steps) == 1:
+            classifier = timing.prepare(other, images, size)
+            ways[name] = (classifier, timing.fixed(other))
+    times = timing.measure(ways, images)
+    return dataclasses.replace(
+        summary,
+        budgeted=results.with_time(summary.budgeted, times["budgeted"]),
+        anytime=results.with_time(summary.anytime, times["anytime"]),
+        references={
+            name: dataclasses.replace(
+                found, anytime=results.with_time(found.anytime, times.get(name))
+            )
+            for name, found in summary.references.items()
+        },
+        exit_time_ms=own.milliseconds().tolist(),
+        device=jax.local_devices()[0].device_kind,
     )
-    for row, value in zip(curve, budgeted):
-        row["mean_time_ms"] = value
-    for row, value in zip(anytime, fixed):
-        row["time_ms"] = value
-    if full:
-        full["time_ms"] = full_time
-    return cost
 
 
-def _anchornet(found, method, image_size) -> dict:
-    """Score AnchorNet alone: its classes, and whether its best patch holds the object.
+def _box_coverage(found) -> float | None:
+    """Return the mean share of the object's box inside the first chosen region.
 
-    `box_coverage` is the mean share of the object's box inside the best patch, None
-    where the data has no boxes.
+    None where the data has no boxes or the method chooses nothing.
     """
-    coverage = None
-    if "box" in found:
-        corner, box = found["corners"][:, 0], found["box"]  # [n, 2], [n, 4]
-        low = np.maximum(corner, box[:, :2])
-        high = np.minimum(corner + found["size"][:, None], box[:, 2:])
-        inside = np.clip(high - low, 0, None).prod(-1)
-        coverage = float((inside / (box[:, 2:] - box[:, :2]).prod(-1)).mean())
-    return {
-        "accuracy": float((found["anchornet"] == found["label"]).mean()),
-        "box_coverage": coverage,
-        "macs": multiply_adds.model_macs(method.anchornet.model, image_size),
-    }
+    if "box" not in found or found.get("boxes", np.zeros((0, 0, 4))).shape[1] < 2:
+        return None
+    region, box = found["boxes"][:, 1], found["box"]  # [n, 4]
+    low = np.maximum(region[:, :2], box[:, :2])
+    high = np.minimum(region[:, 2:], box[:, 2:])
+    inside = np.clip(high - low, 0, None).prod(-1)
+    return float((inside / (box[:, 2:] - box[:, :2]).prod(-1)).mean())
 
 
-def _operating_point(curve, full) -> dict:
-    """Choose the point to draw: the cheapest within one point of the full image."""
-    goal = full["accuracy"] - 0.01 if full else max(r["accuracy"] for r in curve)
-    reached = [row for row in curve if row["accuracy"] >= goal]
-    return min(reached, key=lambda row: row["mean_macs"]) if reached else curve[-1]
+def operating_point(summary: Evaluation) -> Point:
+    """Choose the point to draw: the cheapest within one point of the best reference."""
+    points = summary.budgeted or summary.anytime
+    reference = summary.reference()
+    goal = max(point.accuracy for point in points)
+    if reference is not None:
+        goal = reference[1].accuracy - 0.01
+    reached = [point for point in points if point.accuracy >= goal]
+    return min(reached, key=lambda point: point.cost) if reached else points[-1]
 
 
-def _save_examples(directory, found, table, point, patch_size) -> None:
-    rule = stopping.from_json(point["rule"])
-    first = slice(0, EXAMPLES)
-    names = ("heatmap", "corners", "valid", "size", "label", "predicted", "confidence")
-    names += ("box",)
-    arrays = {name: found[name][first] for name in names if name in found}
+def _save_examples(directory, found, table, summary) -> None:
+    point, first = operating_point(summary), slice(0, EXAMPLES)
+    if point.rule is None:
+        exits = np.full(len(found["image"][first]), np.argmax(point.exits))
+    else:
+        exits = stopping.from_json(point.rule).exits(table.confidence[first])
     files.write_npz(
         directory / "examples.npz",
         image=found["image"][first],
-        exit=rule.exits(table.confidence[first]),
-        patch_size=patch_size,
-        **arrays,
+        exit=exits,
+        **{name: found[name][first] for name in SHOWN if name in found},
     )
     logging.info(
         "operating point: %.1f %% at %.1f M multiply-adds",
-        100 * point["accuracy"],
-        point["mean_macs"] / 1e6,
+        100 * point.accuracy,
+        point.cost / 1e6,
     )

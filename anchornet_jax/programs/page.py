@@ -22,7 +22,7 @@ from matplotlib.figure import Figure
 from anchornet_jax.data import photos
 from anchornet_jax.figures import pictures, plots
 from anchornet_jax.inference import engine, export
-from anchornet_jax.methods import anchornet
+from anchornet_jax.methods import method as protocol
 from anchornet_jax.programs import predict
 
 MAX_BYTES = 20 * 2**20  # of an upload
@@ -49,7 +49,7 @@ class Page:
         self.found = found
         _, rule = found.rule()
         self.budgets = sorted(found.rules)
-        self._trace = anchornet.make_trace(found.method)
+        self._trace = protocol.make_trace(found.method)
         self._classifier = engine.Classifier(
             found.method, rule, image_size=found.image_size, batch_size=1, in_flight=1
         )
@@ -86,7 +86,7 @@ class Page:
         name = html.escape(self.found.classes[result.predicted])
         text = (
             f"<p id='verdict'><b>{name}</b>, {result.confidence:.1%} sure after "
-            f"{plots.exit_name(result.exit)}: "
+            f"{html.escape(self.found.exits[result.exit])}: "
             f"{self.found.macs[result.exit] / 1e6:.0f} M multiply-adds, "
             f"{statistics.median(times):.1f} ms here. The budget is "
             f"{budget / 1e6:.0f} M on average over many images.</p>"
@@ -94,8 +94,10 @@ class Page:
         confidence = arrays["confidence"][0]
         return (
             text,
-            pictures.examples(arrays, self.found.classes, [""]),
-            plots.confidence(confidence, self.found.macs, result.exit),
+            pictures.examples(arrays, self.found.classes, self.found.exits, [""]),
+            plots.confidence(
+                confidence, self.found.exits, self.found.macs, result.exit
+            ),
         )
 
 

@@ -17,7 +17,13 @@ from anchornet_jax.data import loading
 from anchornet_jax.figures import report
 from anchornet_jax.inference import export
 from anchornet_jax.models import multiply_adds
-from anchornet_jax.programs import analyses_2020, evaluate, predict, table_3_2020
+from anchornet_jax.programs import (
+    analyses_2020,
+    compare,
+    evaluate,
+    predict,
+    table_3_2020,
+)
 from anchornet_jax.runtime import files, networks, torch_import, workdir
 from anchornet_jax.training import train
 
@@ -83,14 +89,33 @@ def _classes(state) -> int:
     return outputs[-1]
 
 
+def given(config, directory) -> dict:
+    """Take a network that was trained elsewhere in the place of a training.
+
+    Returns:
+      `network`, its directory.
+
+    Raises:
+      ValueError: if `config.init_from` holds no network, or one of other classes.
+    """
+    if not config.init_from:
+        raise ValueError("`config.init_from` is empty; give a network's directory")
+    network = networks.load(config.init_from)
+    directory = workdir.claim(directory, config.to_dict())
+    target, about = directory / train.NETWORK, dict(network.metadata)
+    networks.save(target, about.pop("model"), network.variables, **about)
+    return {"network": str(target)}
+
+
 STAGES = {
     "prepare": prepare,
+    "given": given,
     "convert": convert,
     "train": train.train,
     "evaluate": evaluate.evaluate,
     "export": export.export,
-    "scales": table_3_2020.scales,
-    "analyses": analyses_2020.analyses,
+    "table_3_2020": table_3_2020.table_3_2020,
+    "analyses_2020": analyses_2020.analyses_2020,
 }
 
 
@@ -118,6 +143,8 @@ def pipeline(config, directory) -> dict:
                 f"`config.stages.{name}.program` is {one.program!r}; "
                 f"choose one of {sorted(STAGES)}"
             )
+        if one.program == "train":  # an unknown network, found before hours of others
+            models.create(one.model, 2)
     directory = workdir.claim(directory, config.to_dict())
     evaluated, summary, seconds, made = "", {}, {}, []
     for number, name in enumerate(config.order, 1):
@@ -173,9 +200,11 @@ def run_stage(config, directory) -> dict:
 def _resolved(config, directory: pathlib.Path):
     """Return a copy whose paths are inside the pipeline's directory."""
     config = config.copy_and_resolve_references()
+    methods = [config.method, *config.references.values()]
     for part, keys in (
         (config, ("init_from", "localizer", "evaluation", "source")),
         (config.networks, None),
+        *((method.networks, None) for method in methods),
     ):
         for key in keys or part.keys():
             if part[key]:
@@ -187,6 +216,7 @@ PROGRAMS = {
     **{name: run_stage for name in STAGES},
     "pipeline": pipeline,
     "predict": predict.predict,
+    "compare": compare.compare,
 }
 
 

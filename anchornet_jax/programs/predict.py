@@ -1,10 +1,10 @@
 """Images of one's own through an export: a line, a JSON line and a picture each.
 
-The images run through the early-exit engine of `inference`, in their order, while
+The images run through the early-exit `engine`, in their order, while
 threads decode the next ones. Milliseconds are those that an image spends in the
 engine; at a batch size above 1 they include waiting for others.
 
-    python main.py --config=configs/predict.py --config.model=EXPORT --config.images=…
+    python main.py --config=configs/predict.py --config.export=EXPORT --config.images=…
 """
 
 import collections
@@ -22,7 +22,7 @@ from absl import logging
 from anchornet_jax.data import photos
 from anchornet_jax.figures import pictures, plots
 from anchornet_jax.inference import engine, exit_table, export, stopping
-from anchornet_jax.methods import anchornet
+from anchornet_jax.methods import method as protocol
 from anchornet_jax.runtime import files
 
 PREDICTIONS, PICTURES = "predictions.jsonl", "pictures"
@@ -50,7 +50,7 @@ class Prediction(NamedTuple):
 
 
 def predict(config, directory) -> dict:
-    """Classify the images of `config.images` with the export `config.model`.
+    """Classify the images of `config.images` with the export `config.export`.
 
     Prints a line per image; writes `predictions.jsonl`, a line per image too, and,
     with `config.pictures`, `pictures`. Those of an earlier run are replaced. Lines
@@ -101,12 +101,12 @@ def _export(config) -> tuple[export.Export, stopping.Rule, float]:
     """Load the export and choose its rule; say which argument is wrong."""
     if jax.process_count() > 1:
         raise ValueError("`config.program` is 'predict', which runs on one host")
-    if not config.model:
-        raise ValueError("`config.model` is empty; give the directory of an export")
+    if not config.export:
+        raise ValueError("`config.export` is empty; give the directory of an export")
     try:
-        found = export.load(config.model)
+        found = export.load(config.export)
     except ValueError as error:
-        raise ValueError(f"`config.model`: {error}") from None
+        raise ValueError(f"`config.export`: {error}") from None
     try:
         budget, rule = found.rule(config.budget)
     except ValueError as error:
@@ -175,6 +175,7 @@ def describe(found: export.Export, one: Prediction) -> dict:
         "class": found.classes[one.result.predicted],
         "confidence": round(one.result.confidence, 6),
         "exit": one.result.exit,
+        "left_after": found.exits[one.result.exit],
         "macs": found.macs[one.result.exit],
         "time_ms": round(one.time_ms, 2),
     }
@@ -184,18 +185,21 @@ def line(about: dict) -> str:
     """Say what `describe` returned in a line."""
     return (
         f"{about['class']}, {about['confidence']:.1%}, left after "
-        f"{plots.exit_name(about['exit'])}, {about['macs'] / 1e6:.0f} M multiply-adds, "
+        f"{about['left_after']}, {about['macs'] / 1e6:.0f} M multiply-adds, "
         f"{about['time_ms']:.1f} ms"
     )
 
 
 def _make_draw(found, rule, directory):
     """Return the function that draws one prediction and says where."""
-    trace = anchornet.make_trace(found.method)
+    trace = protocol.make_trace(found.method)
 
     def draw(number, one):
         figure = pictures.examples(
-            trace(one.image[None], rule), found.classes, [photos.name(one.path.name)]
+            trace(one.image[None], rule),
+            found.classes,
+            found.exits,
+            [photos.name(one.path.name)],
         )
         path = directory / PICTURES / f"{number:05d}_{one.path.stem[:40]}"
         plots.save(figure, path, ["png"])
@@ -229,7 +233,7 @@ def _finish(found, directory, budget, left, failed) -> dict:
         "exits": shares.tolist(),
     }
     where = ", ".join(
-        f"{share:.0%} after {plots.exit_name(t)}" for t, share in enumerate(shares)
+        f"{share:.0%} after {name}" for name, share in zip(found.exits, shares)
     )
     logging.info(
         "%d images in %s: left %s; %.0f M multiply-adds on average, budget %.0f M",

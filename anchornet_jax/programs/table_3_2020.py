@@ -17,7 +17,7 @@ import numpy as np
 from clu import periodic_actions
 
 from anchornet_jax.data import loading
-from anchornet_jax.methods import views
+from anchornet_jax.methods import localize, preprocessing
 from anchornet_jax.models import multiply_adds
 from anchornet_jax.runtime import files, networks, parallel, workdir
 
@@ -69,13 +69,13 @@ class Group:
 
 def _classifier(model):
     def step(variables, batch):
-        logits, _ = model.apply(variables, views.normalise(batch["image"]))
+        logits, _ = model.apply(variables, preprocessing.normalise(batch["image"]))
         return {"probabilities": jax.nn.softmax(logits)}
 
     return parallel.predict_step(step)
 
 
-def scales(config, directory) -> dict:
+def table_3_2020(config, directory) -> dict:
     """Evaluate patches of three sizes in place of whole images, as the config says.
 
     Writes `summary.json`.
@@ -101,12 +101,12 @@ def scales(config, directory) -> dict:
         if key not in ("name", "branch")
     }
     images = jax.ShapeDtypeStruct((1, *2 * [source.image_size], 3), "uint8")
-    localize = lambda variables, images: views.localize(
+    localised = lambda variables, images: localize.localize(
         localizer.model, variables, images, **selection
     )
-    jax.eval_shape(localize, localizer.variables, images)
+    jax.eval_shape(localised, localizer.variables, images)
     directory = workdir.claim(directory, config.to_dict())
-    rows = _run(config, source, localize, localizer, full, own)
+    rows = _run(config, source, localised, localizer, full, own)
     summary = _summary(rows, localizer, full, own, source.image_size)
     summary |= {"data": config.data.name, "preset": config.view.preset}
     if jax.process_index() == 0:
@@ -116,10 +116,10 @@ def scales(config, directory) -> dict:
 
 def _load(config):
     """Return localiser, full-image network and {size: network of its patches}."""
-    for name in ("anchornet", "full_image"):
-        if not config.networks[name]:
+    for name in ("localizer", "full_image"):
+        if not config.networks.get(name):
             raise ValueError(f"`config.networks.{name}` is empty; give a directory")
-    localizer = networks.load(config.networks.anchornet)
+    localizer = networks.load(config.networks.localizer)
     own = {}
     for field in localizer.model.fields:
         name = f"b{field.size}"
@@ -136,11 +136,11 @@ def _load(config):
     return localizer, full, own
 
 
-def _run(config, source, localize, localizer, full, own) -> list[Row]:
+def _run(config, source, localised, localizer, full, own) -> list[Row]:
     """Run the split; return a row for each image that could be decoded."""
 
     def step(variables, batch):
-        found = localize(variables, batch["image"])
+        found = localised(variables, batch["image"])
         return found._asdict()
 
     localize_step = parallel.predict_step(step)
