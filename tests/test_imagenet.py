@@ -1,6 +1,8 @@
 """ImageNet from archives like those that a user downloads, through TFDS's own builder."""
 
 import io
+import json
+import pathlib
 import shutil
 import tarfile
 
@@ -11,6 +13,7 @@ from PIL import Image
 
 from anchornet_jax import models
 from anchornet_jax.data import datasets, decode, loading
+from anchornet_jax.inference.results import Evaluation
 from anchornet_jax.programs import pipeline
 from anchornet_jax.runtime import networks
 from tests import test_readme, tiny
@@ -131,9 +134,7 @@ def test_images_are_what_pil_decodes(imagenet_dir):
     assert modes == {"RGB", "L", "CMYK"}
 
 
-CHAIN = tuple(
-    f"configs/{n}.py" for n in ("anchornet", "downstream", "dynamic", "scales")
-)
+CHAIN = ("configs/anchornet.py:imagenet,", "configs/anchornet_2020.py:imagenet,")
 NETWORKS = {
     "anchornet": tiny.TinyAnchorNet,
     "anchornet_multiscale": tiny.TinyMultiScaleAnchorNet,
@@ -143,37 +144,40 @@ NETWORKS = {
 
 
 def small(config, imagenet_dir):
-    """Let a config of the README take one step of eight images."""
-    config.data.update(data_dir=imagenet_dir, image_size=127, resize=128)
+    """Let every stage of a pipeline take one step of eight images."""
+    config.data.update(data_dir=imagenet_dir, image_size=224, resize=224)
     config.train_split, config.calibration_split = "train[16:]", "train[:16]"
-    config.batch_size, config.epochs, config.accumulate = 8, 0.5, 1
-    config.budgets, config.timing.images = 2, 0
+    for stage in config.stages.values():
+        stage.batch_size, stage.epochs, stage.accumulate = 8, 0.5, 1
+        stage.budgets, stage.timing.images = 2, 0
     return config
 
 
 def test_commands_of_the_readme(imagenet_dir, tmp_path, monkeypatch):
-    """One after the other, as a user types them, with networks of a layer or two."""
+    """The pipelines of both papers, with networks of a layer or two."""
     given = map(test_readme.parsed, test_readme.MAIN)
-    chain = [
-        (flags["config"], flags["workdir"])
+    chain = {
+        flags["config"]: flags["workdir"]
         for flags in given
         if flags["config"].startswith(CHAIN) and set(flags) == {"config", "workdir"}
-    ]
+    }
     for name, network in NETWORKS.items():
         monkeypatch.setitem(models.MODELS, name, (network, {}))
     monkeypatch.chdir(tmp_path)
     results = {}
-    for command, workdir in chain:
+    for command, workdir in chain.items():
         config = small(test_readme.load(command).unlock(), imagenet_dir)
         results[workdir] = pipeline.run(config, workdir)
-    assert len(results) == len(chain) == 14
-    network = networks.load(results["runs/resnet50_patches"]["network"])
+    assert set(results) == {"runs/resnet50", "runs/densenet201", "runs/resnet50_2020"}
+    network = networks.load("runs/resnet50/patch/network")
     assert network.metadata["classes"] == listed("labels.txt")
-    assert results["runs/resnet50_patches"]["steps"] == 1
-    dynamic = results["runs/densenet201_dynamic"]
-    assert [row["inputs"] for row in dynamic["anytime"]] == [1, 2, 3, 4, 5]
-    assert dynamic["full_image"] and dynamic["budgeted"]
-    assert set(results["runs/resnet50_scales"]["branches"]) == {"63", "95", "111"}
+    assert network.metadata["step"] == 1
+    found = Evaluation.from_json(results["runs/densenet201"])
+    assert len(found.anytime) == 5 and found.reference() and found.budgeted
+    table = json.loads(
+        pathlib.Path("runs/resnet50_2020/table_3_2020/summary.json").read_text()
+    )
+    assert set(table["branches"]) == {"63", "95", "111"}
 
 
 def cut(path, size):

@@ -11,7 +11,8 @@ FLOORS = [  # a room imports itself and the rooms of lower floors
     {"models"},
     {"runtime"},
     {"methods", "data"},
-    {"inference", "training", "figures"},
+    {"inference", "training"},
+    {"figures"},
     {"programs"},
 ]
 DOORS = {
@@ -19,11 +20,17 @@ DOORS = {
     "tensorflow_datasets": {"data.loading", "data.datasets", "data.plates"},
     "orbax": {"runtime.checkpoint"},
     "clu": {"training.train", "data.collect", "programs.table_3_2020"},
-    "optax": {"training.train_step", "training.train"},
+    "optax": {
+        "training.objectives",
+        "training.optimizers",
+        "training.train_step",
+        "training.train",
+    },
     "matplotlib": {
         "figures.plots",
         "figures.pictures",
         "figures.figures_2020",
+        "figures.comparison",
         "programs.page",
         "data.plates",
     },

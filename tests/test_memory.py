@@ -8,7 +8,7 @@ import pytest
 
 CHILD = """
 import ctypes, resource, sys
-from anchornet_jax import memory
+from anchornet_jax.runtime import memory
 if "keep" in sys.argv:
     assert memory.keep()
 libc = ctypes.CDLL(None)
