@@ -1,10 +1,9 @@
 """What an evaluation would leave, made up: three classes, three exits, four images."""
 
-import json
-
 import numpy as np
 
 from anchornet_jax.inference.results import Evaluation, Point, Reference
+from anchornet_jax.runtime import files
 
 SIZE, PATCH, STRIDE, GRID = 48, 20, 4, 8  # (48 - 20) / 4 + 1 = 8
 EXITS = ["glance", "look", "patch 2"]
@@ -104,5 +103,5 @@ def arrays():
 def write(directory, summary, arrays):
     """Write both files as an evaluation does; the summary may be what JSON holds."""
     plain = summary.to_json() if isinstance(summary, Evaluation) else summary
-    (directory / "summary.json").write_text(json.dumps(plain))
+    files.write_sealed(directory / "summary.json", plain)
     np.savez(directory / "examples.npz", **arrays)

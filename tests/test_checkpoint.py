@@ -450,8 +450,8 @@ def test_damaged_export_is_refused(tmp_path):
 
 
 def test_newer_export_is_refused(tmp_path):
-    (tmp_path / "metadata.json").write_text('{"format": 2, "weights": "elsewhere"}')
-    with pytest.raises(ValueError, match=r"has format 2, .* newer .* update"):
+    (tmp_path / "metadata.json").write_text('{"format": 3, "weights": "elsewhere"}')
+    with pytest.raises(ValueError, match=r"has format 3, .* newer .* update"):
         checkpoint.load_variables(tmp_path)
 
 

@@ -12,7 +12,7 @@ from anchornet_jax.data import loading
 from anchornet_jax.figures import comparison
 from anchornet_jax.inference import results
 from anchornet_jax.programs import compare, evaluate, pipeline
-from anchornet_jax.runtime import networks
+from anchornet_jax.runtime import files, networks
 from configs import common
 from configs import compare as compare_config
 from tests import fake_results
@@ -45,7 +45,12 @@ def test_compare(runs, tmp_path):
     figures = {
         f"{n}.{s}" for n in ("compare_cost", "compare_time") for s in ("png", "svg")
     }
-    assert names == figures | {"compare.html", "compare.json", "config.json"}
+    assert names == figures | {
+        "compare.html",
+        "compare.json",
+        "config.json",
+        ".lock",
+    }
     found = json.loads((tmp_path / "out" / "compare.json").read_text())
     assert found == json.loads(json.dumps(made)) and list(found) == ["a", "<i>b"]
     assert results.Evaluation.from_json(found["a"]) == fake_results.summary()
@@ -130,7 +135,7 @@ def test_lines(runs):
 def test_refused(runs, tmp_path):
     with pytest.raises(ValueError, match="`config.runs` is empty"):
         compare.compare(config(), tmp_path / "out")
-    with pytest.raises(ValueError, match="nowhere/summary.json holds no summary"):
+    with pytest.raises(ValueError, match="nowhere/summary.json cannot be read"):
         compare.compare(config(runs[0], "/nowhere"), tmp_path / "out")
     with pytest.raises(ValueError, match="each run once"):
         compare.compare(config(runs[0], runs[0]), tmp_path / "out")
@@ -210,7 +215,7 @@ def test_what_cannot_be_measured(runs, tmp_path, images, batch_size, message):
 def test_runs_that_cannot_be_measured_together(runs, tmp_path, change, message):
     plain = {"program": "evaluate", "data": {"image_size": 64, "resize": 0}}
     for path, one in zip(runs, (plain, plain | change)):
-        (path / "config.json").write_text(json.dumps(one))
+        files.write_sealed(path / "config.json", one)
     made = config(*runs)
     made.remeasure = True
     with pytest.raises(ValueError, match=message):
@@ -224,13 +229,13 @@ def test_config_of_a_pipeline(tmp_path):
     for name, program in stages.items():
         (tmp_path / name).mkdir()
         one = {"program": program, "name": name}
-        (tmp_path / name / "config.json").write_text(json.dumps(one))
+        files.write_sealed(tmp_path / name / "config.json", one)
     whole = {
         "program": "pipeline",
         "order": [*stages],
         "stages": {name: {"program": program} for name, program in stages.items()},
     }
-    (tmp_path / "config.json").write_text(json.dumps(whole))
+    files.write_sealed(tmp_path / "config.json", whole)
     assert compare._config(tmp_path)["name"] == "second"
 
 

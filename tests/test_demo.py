@@ -10,6 +10,7 @@ from anchornet_jax import models
 from anchornet_jax.inference import export
 from anchornet_jax.inference.results import Evaluation
 from anchornet_jax.programs import pipeline
+from anchornet_jax.runtime import files
 from tests.test_pipeline import small_demo
 from tests.tiny import Tiny, tiny  # noqa: F401
 
@@ -51,9 +52,8 @@ def small_run(data_dir, tmp_path_factory):
 
 def test_demo_end_to_end(data_dir, small_run, tiny):  # noqa: F811
     config, (directory, summary) = small_demo(data_dir), small_run
-    assert json.loads((directory / "summary.json").read_text()) == json.loads(
-        json.dumps(summary)
-    )
+    written = files.read_sealed(directory / "summary.json")
+    assert written == json.loads(json.dumps(summary))
     found = Evaluation.from_json(summary)
     assert found.exits == ["glance", "look", "patch"] and found.box_coverage > 0
     assert list(found.references) == ["full image", "localizer alone", "random patches"]
@@ -77,9 +77,9 @@ def test_demo_end_to_end(data_dir, small_run, tiny):  # noqa: F811
     assert [*found.rules] == [row["budget"] for row in summary["budgeted"]]
     assert found.method.inputs == 3 and len(found.classes) == 10  # digits
 
-    files = {p: p.stat().st_mtime_ns for p in directory.glob("*/*.json")}
+    times = {p: p.stat().st_mtime_ns for p in directory.glob("*/*.json")}
     assert pipeline.pipeline(config, directory) == summary  # all skipped
-    assert files == {p: p.stat().st_mtime_ns for p in directory.glob("*/*.json")}
+    assert times == {p: p.stat().st_mtime_ns for p in directory.glob("*/*.json")}
 
 
 @pytest.fixture

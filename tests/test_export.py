@@ -392,7 +392,7 @@ def config(method, tmp_path, tiny):  # noqa: F811
         anytime=[point(2e6)] * 3,
         budgeted=[point(2e6)],
     )
-    files.write_json(evaluation / "summary.json", summary.to_json())
+    files.write_sealed(evaluation / "summary.json", summary.to_json())
     make_table(method).save(evaluation / "calibration.npz")
     config = export_config.get_config()
     config.evaluation = str(evaluation)

@@ -139,7 +139,6 @@ NETWORKS = {
     "anchornet": tiny.TinyAnchorNet,
     "anchornet_multiscale": tiny.TinyMultiScaleAnchorNet,
     "resnet50": tiny.Tiny,
-    "densenet201": tiny.Tiny,
 }
 
 
@@ -161,6 +160,8 @@ def test_commands_of_the_readme(imagenet_dir, tmp_path, monkeypatch):
         for flags in given
         if flags["config"].startswith(CHAIN) and set(flags) == {"config", "workdir"}
     }
+    same = "configs/anchornet.py:imagenet,densenet201"  # but for the network
+    assert chain.pop(same) == "runs/densenet201"
     for name, network in NETWORKS.items():
         monkeypatch.setitem(models.MODELS, name, (network, {}))
     monkeypatch.chdir(tmp_path)
@@ -168,11 +169,11 @@ def test_commands_of_the_readme(imagenet_dir, tmp_path, monkeypatch):
     for command, workdir in chain.items():
         config = small(test_readme.load(command).unlock(), imagenet_dir)
         results[workdir] = pipeline.run(config, workdir)
-    assert set(results) == {"runs/resnet50", "runs/densenet201", "runs/resnet50_2020"}
+    assert set(results) == {"runs/resnet50", "runs/resnet50_2020"}
     network = networks.load("runs/resnet50/patch/network")
     assert network.metadata["classes"] == listed("labels.txt")
     assert network.metadata["step"] == 1
-    found = Evaluation.from_json(results["runs/densenet201"])
+    found = Evaluation.from_json(results["runs/resnet50"])
     assert len(found.anytime) == 5 and found.reference() and found.budgeted
     table = json.loads(
         pathlib.Path("runs/resnet50_2020/table_3_2020/summary.json").read_text()

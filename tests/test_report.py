@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 
 from anchornet_jax.figures import pictures, plots, published, report
 from anchornet_jax.inference.results import Reference
+from anchornet_jax.runtime import files
 from tests import fake_results
 
 VOID = {"meta", "img", "br"}
@@ -218,7 +219,7 @@ def test_published_curves_only_beside_imagenet(tmp_path, monkeypatch, data, over
 
 
 def test_foreign_input_writes_nothing(tmp_path):
-    (tmp_path / "summary.json").write_text("{}")
+    files.write_sealed(tmp_path / "summary.json", {})
     with pytest.raises(ValueError, match="summary.json: `summary.data` is missing"):
         report.write(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["summary.json"]

@@ -35,7 +35,7 @@ from anchornet_jax.inference import (
 )
 from anchornet_jax.methods import method as protocol
 from anchornet_jax.methods import preprocessing, registry
-from anchornet_jax.runtime import checkpoint, networks, workdir
+from anchornet_jax.runtime import checkpoint, files, networks, workdir
 
 FORMAT = 2  # of metadata.json and the steps; newer ones are refused
 CALIBRATION = "calibration.npz"
@@ -205,15 +205,15 @@ def save(
     about["budgets"] = [point.to_json() for point in budgets]
     about["calling_convention"] = serialised.convention()
     directory = pathlib.Path(directory)
-    files = directory / f"files_{secrets.token_hex(4)}"
+    folder = directory / f"files_{secrets.token_hex(4)}"
     try:
-        files.mkdir(parents=True)
+        folder.mkdir(parents=True)
         for name, content in traced.items():
-            (files / name).write_bytes(content)
+            (folder / name).write_bytes(content)
         if calibration is not None:
-            calibration.save(files / CALIBRATION)
-        digests = {path.name: _digest(path.read_bytes()) for path in files.iterdir()}
-        about |= {"files": files.name, "sha256": digests}
+            calibration.save(folder / CALIBRATION)
+        digests = {path.name: _digest(path.read_bytes()) for path in folder.iterdir()}
+        about |= {"files": folder.name, "sha256": digests}
         checkpoint.save_variables(directory, protocol.variables(method), about)
     finally:
         _remove_unnamed(directory)
@@ -237,7 +237,7 @@ def load(directory) -> Export:
             for role, description in about["networks"].items()
         }
         own = dict(about["method"])
-        path = pathlib.Path(directory, about["files"], CALIBRATION)
+        path = pathlib.Path(directory, files.plain_name(about["files"]), CALIBRATION)
         known = path.name in about["sha256"] and _read(directory, about, path.name)
         return Export(
             method=registry.create(own.pop("name"), members, **own),
@@ -360,9 +360,9 @@ def _remove_unnamed(directory: pathlib.Path) -> None:
     """Remove the files that metadata.json does not name: old ones, or of a failed save."""
     path = directory / "metadata.json"
     named = path.read_text() if path.exists() else ""
-    for files in directory.glob("files_*"):
-        if files.name not in named:
-            shutil.rmtree(files, ignore_errors=True)
+    for folder in directory.glob("files_*"):
+        if folder.name not in named:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _open(directory) -> tuple[dict, dict]:
@@ -380,7 +380,8 @@ def _open(directory) -> tuple[dict, dict]:
 
 
 def _read(directory, about, name) -> bytes:
-    content = pathlib.Path(directory, about["files"], name).read_bytes()
+    folder = pathlib.Path(directory, files.plain_name(about["files"]))
+    content = (folder / files.plain_name(name)).read_bytes()
     if _digest(content) != about["sha256"][name]:
         raise ValueError(f"it is damaged: {name} is not what was saved")
     return content

@@ -6,10 +6,11 @@ fractions, costs multiply-adds or milliseconds per image.
 """
 
 import dataclasses
-import json
 import math
 import os
 import pathlib
+
+from anchornet_jax.runtime import files
 
 
 @dataclasses.dataclass(frozen=True)
@@ -165,10 +166,7 @@ def read(directory: str | os.PathLike) -> Evaluation:
       ValueError: if it is missing or holds something else; it names file and key.
     """
     path = pathlib.Path(directory, "summary.json")
-    try:
-        data = json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path} holds no summary: {error}") from error
+    data = files.read_sealed(path)
     try:
         return Evaluation.from_json(data)
     except ValueError as error:

@@ -91,7 +91,7 @@ def evaluate(config, directory) -> dict:
         for name, table in tables.items():
             table.save(directory / f"{name}.npz")
         _save_examples(directory, found, tables["test"], summary)
-        files.write_json(directory / "summary.json", summary.to_json())
+        files.write_sealed(directory / "summary.json", summary.to_json())
     return summary.to_json()
 
 

@@ -159,7 +159,7 @@ def pipeline(config, directory) -> dict:
     if jax.process_index() == 0:
         if evaluated:
             shutil.copy(directory / evaluated / "examples.npz", directory)
-        files.write_json(directory / "summary.json", summary)
+        files.write_sealed(directory / "summary.json", summary)
         made = [directory / "summary.json", report.write(directory), *made]
         logging.info("wrote %s", ", ".join(str(path) for path in made))
     return summary
@@ -171,8 +171,9 @@ def stage(config, name: str, directory) -> dict:
     Returns:
       As `run_stage`.
     """
-    directory = workdir.claim(directory, config.to_dict())
-    return run_stage(_resolved(config.stages[name], directory), directory / name)
+    with workdir.released():
+        directory = workdir.claim(directory, config.to_dict())
+        return run_stage(_resolved(config.stages[name], directory), directory / name)
 
 
 def run_stage(config, directory) -> dict:
@@ -232,4 +233,5 @@ def run(config, directory) -> dict:
         raise ValueError(
             f"`config.program` is {config.program!r}; choose one of {sorted(PROGRAMS)}"
         )
-    return PROGRAMS[config.program](config, directory)
+    with workdir.released():
+        return PROGRAMS[config.program](config, directory)

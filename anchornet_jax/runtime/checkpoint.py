@@ -5,7 +5,7 @@
         checkpoints.save(step, state, metric=accuracy)  # returns soon
 
 Arrays are written as NumPy and load on any number and kind of devices. Orbax reads a
-flipped bit without complaint; a SHA-256 digest, stored beside the arrays, finds it.
+flipped bit without complaint; SHA-256 digests, stored beside arrays and metadata, find it.
 Leaves have at least one element; of a typed random key, save its `jax.random.key_data`.
 
 With several processes, process 0 alone touches the files. The state must be replicated;
@@ -30,9 +30,9 @@ from flax import traverse_util
 from orbax.checkpoint import checkpoint_managers as policies
 
 import anchornet_jax
-from anchornet_jax.runtime import parallel
+from anchornet_jax.runtime import files, parallel
 
-FORMAT = 1  # of what `save_variables` writes; `load_variables` refuses newer ones
+FORMAT = 2  # of what `save_variables` writes; 1 had no digest of the metadata
 # What Orbax was seen to raise over full disks and damaged files.
 ERRORS = (OSError, ValueError, LookupError, TypeError, AttributeError, RuntimeError)
 
@@ -93,7 +93,8 @@ class Checkpoints(contextlib.AbstractContextManager):
         metric = float(metric) if rated else -math.inf
         arrays = _flatten(state)
         items = ocp.args.Composite(state=ocp.args.StandardSave(_unflatten(arrays)))
-        about = {"metric": metric, "sha256": _digest(arrays)}
+        about = {"metric": metric, "arrays": _digest(arrays)}
+        about[files.DIGEST] = files.digest(about)
         with _writing(self._directory):
             self._remove_leftovers()
             self._manager.save(int(step), args=items, metrics=about)
@@ -169,11 +170,14 @@ class Checkpoints(contextlib.AbstractContextManager):
 
     def _set_foreign_aside(self) -> None:
         # Orbax takes every directory named by a number for a checkpoint, counts it
-        # among the newest, and fails to start over damaged metrics.
+        # among the newest, and fails to start over damaged metrics; a changed one would
+        # make another state the best.
         for path in self._directory.iterdir():
             if path.name.isdigit():
                 try:
-                    json.loads((path / "metrics" / "metrics").read_text())["sha256"]
+                    about = json.loads((path / "metrics" / "metrics").read_text())
+                    if about[files.DIGEST] != files.digest(about):
+                        raise ValueError("its metric is not what was saved")
                 except ERRORS as error:
                     self._set_aside(path, error)
 
@@ -243,10 +247,31 @@ def load_variables(directory) -> tuple[dict, dict]:
             f" {anchornet_jax.__version__} can read (up to {FORMAT}); please update it"
         )
     try:
-        arrays = _read(directory / about["variables"], about)
+        if version != 1 and about[files.DIGEST] != files.digest(about):
+            raise ValueError("metadata.json is not what was saved")
+        about.setdefault("arrays", about[files.DIGEST])  # of format 1
+        arrays = _read(directory / files.plain_name(about["variables"]), about)
+        check_values(arrays)
         return _unflatten(arrays), about["metadata"]
     except ERRORS as error:
         raise ValueError(f"{directory} is damaged: {_reason(error)}") from None
+
+
+def check_values(arrays: dict[str, np.ndarray]) -> None:
+    """Refuse a network with values that make every image class 0, nan % sure.
+
+    Args:
+        arrays: by path, such as "params/conv1/kernel".
+
+    Raises:
+        ValueError: for one that is not finite, or a negative variance; it names it.
+    """
+    for path, array in arrays.items():
+        numbers = np.asarray(array, np.float32)
+        if not np.isfinite(numbers).all():
+            raise ValueError(f"{path} holds values that are not finite")
+        if path.endswith("/var") and "batch_stats" in path and (numbers < 0).any():
+            raise ValueError(f"{path} holds a negative variance")
 
 
 def match(variables, template):
@@ -298,11 +323,12 @@ def _describe(arrays: dict[str, np.ndarray], name: str, metadata: dict) -> str:
         "format": FORMAT,
         "versions": versions | {"anchornet_jax": anchornet_jax.__version__},
         "variables": name,
-        "sha256": _digest(arrays),
+        "arrays": _digest(arrays),
         "metadata": metadata,
     }
     try:
-        return json.dumps(about, indent=2)
+        about = json.loads(json.dumps(about))  # as it will be read: keys are text
+        return json.dumps(about | {files.DIGEST: files.digest(about)}, indent=2)
     except (TypeError, ValueError) as error:
         raise ValueError(f"`metadata` cannot be written as JSON: {error}") from None
 
@@ -320,7 +346,7 @@ def _read(path: epath.Path, about: dict) -> dict[str, np.ndarray]:
     """Return the arrays of the Orbax checkpoint `path`, verified with `about`."""
     with ocp.StandardCheckpointer(multiprocessing_options=_alone()) as orbax:
         arrays = _flatten(orbax.restore(path))
-    if _digest(arrays) != about["sha256"]:
+    if _digest(arrays) != about["arrays"]:
         raise ValueError("the arrays are not those that were saved")
     return arrays
 

@@ -85,7 +85,8 @@ def convert(
         from the file's in its number of outputs alone.
 
     Raises:
-      ValueError: if names or shapes differ. The message lists both sides.
+      ValueError: if names or shapes differ, the message lists both sides; or for values
+        that are not finite.
     """
     wanted = traverse_util.flatten_dict(template, sep="/")
     found = {}
@@ -102,6 +103,9 @@ def convert(
         hint = "\nAnother number of classes needs `fresh_classifier`."
         hint = hint if classifier and not fresh_classifier else ""
         raise ValueError(f"{error}{hint}") from None
+    checkpoint.check_values(
+        {at: x for at, x in found.items() if isinstance(x, np.ndarray)}
+    )
     return traverse_util.unflatten_dict(found, sep="/")
 
 

@@ -1,22 +1,33 @@
-"""A run's directory: who owns it, and whether it is finished.
+"""A run's directory: who owns it, who works in it, and whether it is finished.
 
 `config.json` says which run a directory holds, `result.json` that it is finished. A
 directory is never shared by two configs: what is in it could no longer be told apart.
 Keys that do not matter to the result may change when a run is resumed, and the whole may
 be moved: paths beside the run's directory are kept relative to it. Of several hosts
 process 0 alone reads and writes these files.
+
+One process works in a directory at a time. Its lock is the operating system's (`flock`),
+which ends with the process, however that dies; the file `.lock` says whose it is.
 """
 
+import contextlib
 import json
 import os
 import pathlib
 import re
+import socket
 
 import jax
+from absl import logging
 
 from anchornet_jax.runtime import files, parallel
 
-CONFIG, RESULT = "config.json", "result.json"
+try:
+    import fcntl
+except ImportError:  # Windows: no locks
+    fcntl = None
+
+CONFIG, RESULT, LOCK = "config.json", "result.json", ".lock"
 # What may change when a run goes on: how it reports, and where its data lies.
 HARMLESS = re.compile(
     r"(stages\.\w+\.)?(log_every_steps|timing\..*|data\.(data|manual)_dir)"
@@ -44,9 +55,12 @@ def agree(workdir, config: dict) -> None:
 def claim(workdir, config: dict) -> pathlib.Path:
     """Make `workdir` the directory of this config's run, new or to be resumed.
 
+    The directory is locked until `released` ends, or the process.
+
     Raises:
-      ValueError: if it cannot be written, holds a run of another config (the keys that
-        differ are listed, without those that do not matter) or holds files but no run.
+      ValueError: if it cannot be written, another process works in it, it holds a run of
+        another config (the keys that differ are listed, without those that do not
+        matter) or holds files but no run.
     """
     path = pathlib.Path(workdir)
     config = _relative(json.loads(json.dumps(config)), path)
@@ -61,11 +75,8 @@ def read_config(workdir) -> dict:
       ValueError: if there is none.
     """
     path = pathlib.Path(workdir)
-    try:
-        config = json.loads((path / CONFIG).read_text())
-        return _mapped(config, lambda text: _from(path, text))
-    except (OSError, ValueError, AttributeError) as error:
-        raise ValueError(f"{path / CONFIG} is no config of a run: {error}") from None
+    config = files.read_sealed(path / CONFIG)
+    return _mapped(config, lambda text: _from(path, text))
 
 
 def _relative(config, path: pathlib.Path):
@@ -93,17 +104,66 @@ def _mapped(tree, function):
 def _claim(path, config):
     try:
         path.mkdir(parents=True, exist_ok=True)
-        if (path / CONFIG).exists():
-            _compare(path, json.loads((path / CONFIG).read_text()), config)
-        elif any(not item.name.startswith(".") for item in path.iterdir()):
+        new = not (path / CONFIG).exists()
+        if new and any(not item.name.startswith(".") for item in path.iterdir()):
             raise ValueError(
                 f"`workdir` is {str(path)!r}, which holds files but no {CONFIG}; "
                 "give a new or empty directory, or that of a run to be resumed"
             )
+        lock(path)
+        if (path / CONFIG).exists():
+            _compare(path, files.read_sealed(path / CONFIG), config)
         else:
-            files.write_json(path / CONFIG, config)
+            files.write_sealed(path / CONFIG, config)
+        files.remove_partial(path)
     except OSError as error:
         raise ValueError(f"`workdir` is {str(path)!r}: {error}") from error
+
+
+_held = {}  # {device and inode of a directory: descriptor of its lock}
+
+
+def lock(workdir) -> None:
+    """Make a directory and lock it for this process; one that is locked already stays so.
+
+    Raises:
+      ValueError: if another process holds it; it names host and process.
+      OSError: if it cannot be written.
+    """
+    path = pathlib.Path(workdir)
+    path.mkdir(parents=True, exist_ok=True)
+    about = path.stat()
+    which = about.st_dev, about.st_ino  # the same after a move
+    if fcntl is None or which in _held:
+        return
+    descriptor = os.open(path / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        owner = os.read(descriptor, 200).decode(errors="replace").strip()
+        os.close(descriptor)
+        raise ValueError(
+            f"`workdir` is {str(workdir)!r}, in which {owner or 'another process'} is "
+            "working; wait for its end, or give another directory"
+        ) from None
+    except OSError as error:  # a disk of the network may have no locks
+        logging.warning("%s is not locked: %s", path, error)
+    os.ftruncate(descriptor, 0)
+    os.pwrite(
+        descriptor, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0
+    )
+    _held[which] = descriptor
+
+
+@contextlib.contextmanager
+def released():
+    """Release, at the end, the directories that are locked meanwhile."""
+    before = set(_held)
+    try:
+        yield
+    finally:
+        for which in set(_held) - before:
+            os.close(_held.pop(which))
 
 
 def finished(workdir) -> dict | None:
@@ -113,14 +173,14 @@ def finished(workdir) -> dict | None:
     """
     path = pathlib.Path(workdir) / RESULT
     return parallel.from_first(
-        lambda: json.loads(path.read_text()) if path.exists() else None
+        lambda: files.read_sealed(path) if path.exists() else None
     )
 
 
 def finish(workdir, result: dict) -> None:
     """Write the result, which marks the run as finished."""
     if jax.process_index() == 0:
-        files.write_json(pathlib.Path(workdir) / RESULT, result)
+        files.write_sealed(pathlib.Path(workdir) / RESULT, result)
 
 
 def _compare(path, old, new):
