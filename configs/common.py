@@ -89,6 +89,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.export = ""  # its directory
     config.images = ""  # a pattern of files, such as photos/*.jpg
     config.budget = 0.0  # mean multiply-adds per image; 0: the most that was fitted
+    config.max_pixels = 64_000_000  # of a file; larger ones are refused
     config.pictures = True  # draw one of each image: where it looked, what it said
 
     # A comparison of finished evaluations.

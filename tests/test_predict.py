@@ -2,6 +2,9 @@
 
 import json
 import os
+import shutil
+import subprocess
+import sys
 import types
 
 import jax
@@ -13,6 +16,7 @@ from anchornet_jax.data import photos
 from anchornet_jax.inference import export, stopping
 from anchornet_jax.methods import method as protocol
 from anchornet_jax.programs import pipeline, predict
+from anchornet_jax.runtime import files
 from configs import predict as predict_config
 from tests.test_export import (
     CLASSES,
@@ -21,6 +25,7 @@ from tests.test_export import (
     exported,  # noqa: F401
     method,  # noqa: F401
 )
+from tests.test_workdir import HOLD
 
 EXITS = ["glance", "look", "patch"]
 
@@ -71,11 +76,11 @@ def half(exported, folder, monkeypatch):  # noqa: F811
 
 def test_predict(config, half, folder, tmp_path, capsys):
     """Everything at once, in the directory of an earlier prediction."""
-    old = tmp_path / predict.PICTURES / "old.png"
-    old.parent.mkdir()
-    old.touch()
-    (tmp_path / predict.PREDICTIONS).write_text("old")
-    config.images, config.pictures = f"{folder}/*", True
+    config.images, config.pictures = f"{folder}/1.png", True
+    pipeline.run(config, tmp_path)
+    (old,) = (tmp_path / predict.PICTURES).iterdir()
+    capsys.readouterr()
+    config.images = f"{folder}/*"
     with pytest.raises(predict.Unreadable, match=r"2 of 8 files .*2b\.jpg: it is none"):
         pipeline.run(config, tmp_path)
     assert not old.exists()
@@ -130,6 +135,111 @@ def test_other_files_are_not_touched(config, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
 
+def test_inputs_are_not_touched(config, folder, tmp_path):
+    """A folder of the user's own that has the name of ours."""
+    mine = tmp_path / predict.PICTURES
+    shutil.copytree(folder, mine)
+    before = sorted(path.name for path in mine.iterdir())
+    config.images = f"{mine}/*.png"
+    with pytest.raises(ValueError, match="`workdir` is .*which holds other files"):
+        pipeline.run(config, tmp_path)
+    files.write_sealed(tmp_path / predict.ABOUT, {"settings": {}, "done": True})
+    with pytest.raises(ValueError, match="`workdir` is .*which holds the input"):
+        pipeline.run(config, tmp_path)
+    config.images = f"{folder}/*.png"
+    with pytest.raises(ValueError, match="pictures hold files that no prediction made"):
+        pipeline.run(config, tmp_path)
+    assert sorted(path.name for path in mine.iterdir()) == before
+
+
+def test_killed_prediction_goes_on(config, folder, tmp_path, monkeypatch):
+    """At whatever byte its last line ends; nothing is computed twice."""
+    config.images, config.pictures = f"{folder}/*", True
+    with pytest.raises(predict.Unreadable):
+        pipeline.run(config, tmp_path / "whole")
+
+    def lines(name):
+        text = (tmp_path / name / predict.PREDICTIONS).read_text()
+        found = [json.loads(line) for line in text.splitlines()]
+        return [
+            {k: v for k, v in one.items() if k not in ("time_ms", "picture")}
+            for one in found
+        ]
+
+    wanted = lines("whole")
+    monkeypatch.setattr(predict, "warm", lambda classifier: None)  # seconds
+    for cut in (0, 5, 250):
+        shutil.copytree(tmp_path / "whole", tmp_path / f"{cut}")
+        about = files.read_sealed(tmp_path / f"{cut}" / predict.ABOUT)
+        files.write_sealed(tmp_path / f"{cut}" / predict.ABOUT, about | {"done": False})
+        journal = tmp_path / f"{cut}" / predict.PREDICTIONS
+        journal.write_bytes(journal.read_bytes()[: len(journal.read_bytes()) - cut])
+        with pytest.raises(predict.Unreadable, match="2 of 8 files"):
+            pipeline.run(config, tmp_path / f"{cut}")
+        assert lines(f"{cut}") == wanted
+        pictures = sorted((tmp_path / f"{cut}" / predict.PICTURES).iterdir())
+        assert len(pictures) == 6
+
+
+def test_names_are_fit_to_be_printed(config, folder, tmp_path, capsys, caplog):
+    """Escape codes and newlines of a file's name do not reach the terminal."""
+    hostile = tmp_path / "in" / "a\x1b[2J\n\rb.png"
+    hostile.parent.mkdir()
+    shutil.copy(folder / "1.png", hostile)
+    hostile.with_suffix(".jpg").touch()
+    config.images, config.pictures = f"{hostile.parent}/*", True
+    with pytest.raises(predict.Unreadable) as caught:
+        pipeline.run(config, tmp_path / "out")
+    printed = capsys.readouterr().out
+    assert r"a\x1b[2J\n\rb.png: " in printed
+    for said in (printed.removesuffix("\n"), str(caught.value), *caplog.messages):
+        assert said.isprintable()
+
+
+def test_what_is_no_file_has_its_line(config, folder, tmp_path, monkeypatch):
+    """A pipe would hang, a link may lead nowhere, a folder may be named like a file."""
+    monkeypatch.setattr(predict, "warm", lambda classifier: None)  # seconds
+    source = tmp_path / "in"
+    (source / "d.jpg").mkdir(parents=True)
+    os.mkfifo(source / "a.jpg")
+    os.symlink("/nowhere", source / "b.jpg")
+    (source / "c.jpg").touch(mode=0)
+    config.images = f"{source}/*"
+    with pytest.raises(predict.Unreadable, match="3 of 3 files could not be read"):
+        pipeline.run(config, tmp_path / "out")
+    text = (tmp_path / "out" / predict.PREDICTIONS).read_text()
+    errors = [json.loads(line)["error"] for line in text.splitlines()]
+    assert errors[0] == "it is no regular file"
+    assert errors[1] == "it cannot be read: No such file or directory"
+
+
+def test_an_answer_that_is_not_finite(config, folder, tmp_path, monkeypatch):
+    found = export.load(config.export)
+    glance = found.method.networks["glance"]
+    broken = jax.tree.map(lambda leaf: np.full_like(leaf, np.nan), glance.variables)
+    members = dict(found.method.networks) | {
+        "glance": glance._replace(variables=broken)
+    }
+    made = type(found.method)(members, **found.method.arguments)
+    monkeypatch.setattr(export, "load", lambda _: found._replace(method=made))
+    config.images = f"{folder}/1.png"
+    with pytest.raises(predict.Unreadable, match="the networks' answer is not finite"):
+        pipeline.run(config, tmp_path)
+
+
+def test_two_at_once(config, tmp_path):
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(tmp_path / "out")],
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout.readline() == "held\n"
+        (tmp_path / "out" / "config.json").unlink()
+        with pytest.raises(ValueError, match=f"process {process.pid} on .* is working"):
+            pipeline.run(config, tmp_path / "out")
+        process.kill()
+
+
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
@@ -161,7 +271,7 @@ def test_one_host(config, tmp_path, monkeypatch):
 def test_progress_is_shown(monkeypatch, caplog):
     now = iter([0.0, 5.0, 11.0, 12.0, 30.0])
     monkeypatch.setattr(predict.time, "monotonic", lambda: next(now))
-    report = predict._make_report(1000)
+    report = predict.make_report(1000)
     with caplog.at_level("INFO", logger="absl"):
         for done in (100, 200, 250, 300):
             report(done)

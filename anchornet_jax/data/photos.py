@@ -9,9 +9,11 @@ evaluation reaches it: the short side is resized, the square at the centre cut o
 """
 
 import collections
+import contextlib
 import glob
 import os
 import pathlib
+import stat
 from collections.abc import Iterable, Iterator
 from concurrent import futures
 
@@ -19,33 +21,31 @@ import numpy as np
 from PIL import Image, ImageOps
 
 FORMATS = ("JPEG", "PNG", "WEBP")
-MAX_PIXELS = 200_000_000  # of a file; one may claim more than memory holds
+MAX_PIXELS = 64_000_000  # of a file: 200 MB once decoded, for each of the threads
 THREADS = 4  # that read ahead of the networks
 SIXTEEN_BITS = ("I", "I;16", "I;16B")  # modes of grey PNG files
 
 
 def find(pattern: str) -> list[pathlib.Path]:
-    """Return the files that match a pattern such as `photos/*.jpg`, sorted.
+    """Return all but folders that matches a pattern such as `photos/*.jpg`, sorted.
 
-    `**` stands for folders of any depth.
+    `**` stands for folders of any depth. What is no file, such as a link that leads
+    nowhere, is among them: `read` says what is wrong with it.
 
     Raises:
       ValueError: if there is none.
     """
     names = sorted(glob.glob(os.path.expanduser(pattern), recursive=True))
-    paths = [pathlib.Path(name) for name in names if os.path.isfile(name)]
+    paths = [pathlib.Path(name) for name in names if not os.path.isdir(name)]
     if not paths:
         hint = "a folder; its files are FOLDER/*" if names else "nothing"
         raise ValueError(f"`images` is {pattern!r}, which matches {hint}")
     return paths
 
 
-def name(path) -> str:
-    """Return a path as text that can be printed, whatever bytes it has."""
-    return os.fsencode(path).decode(errors="replace")
-
-
-def read(file, *, image_size: int, resize: int) -> np.ndarray:
+def read(
+    file, *, image_size: int, resize: int, max_pixels: int = MAX_PIXELS
+) -> np.ndarray:
     """Decode an image file to uint8 [image_size, image_size, 3].
 
     Args:
@@ -53,25 +53,43 @@ def read(file, *, image_size: int, resize: int) -> np.ndarray:
       image_size: pixels.
       resize: pixels of the short side before the cut. 0: data that had the size
         already, see `loading.prepare`; then the short side becomes `image_size`.
+      max_pixels: of the file; a small one may claim more than memory holds.
 
     Raises:
       ValueError: if it cannot be decoded; the message says why.
     """
     try:
-        with Image.open(file, formats=FORMATS) as image:
-            if image.width * image.height > MAX_PIXELS:
+        with _opened(file) as opened, Image.open(opened, formats=FORMATS) as image:
+            if image.width * image.height > max_pixels:
                 raise ValueError(
                     f"it has {image.width}x{image.height} pixels; allowed are "
-                    f"{MAX_PIXELS} together"
+                    f"{max_pixels} together, see `max_pixels`"
                 )
             image = _rgb(ImageOps.exif_transpose(image))
     except Image.UnidentifiedImageError:
         raise ValueError(f"it is none of {', '.join(FORMATS)}") from None
     except ValueError:
         raise
+    except OSError as error:
+        if error.strerror is None:  # Pillow's
+            raise ValueError(f"it is damaged: {error}") from error
+        raise ValueError(f"it cannot be read: {error.strerror}") from error
     except Exception as error:  # what a broken file makes Pillow raise
         raise ValueError(f"it is damaged: {error}") from error
     return _centre(image, image_size, resize or image_size)
+
+
+@contextlib.contextmanager
+def _opened(file):
+    """Open a path, unless it is a pipe or a device, on which reading could hang."""
+    if not isinstance(file, (str, os.PathLike)):
+        yield file
+        return
+    descriptor = os.open(file, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
+    with os.fdopen(descriptor, "rb") as opened:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise ValueError("it is no regular file")
+        yield opened
 
 
 def _rgb(image: Image.Image) -> Image.Image:
@@ -96,16 +114,16 @@ def _centre(image: Image.Image, size: int, resize: int) -> np.ndarray:
 
 
 def read_all(
-    paths: Iterable[pathlib.Path], *, image_size: int, resize: int
+    paths: Iterable[pathlib.Path], **options
 ) -> Iterator[tuple[pathlib.Path, np.ndarray | ValueError]]:
     """Yield every path with its image, or the error that `read` raised.
 
-    Threads decode the next ones meanwhile.
+    Threads decode the next ones meanwhile; `options` are those of `read`.
     """
 
     def attempt(path):
         try:
-            return path, read(path, image_size=image_size, resize=resize)
+            return path, read(path, **options)
         except ValueError as error:
             return path, error
 

@@ -8,9 +8,11 @@ engine; at a batch size above 1 they include waiting for others.
 """
 
 import collections
+import contextlib
 import json
+import math
+import os
 import pathlib
-import shutil
 import time
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
@@ -23,9 +25,9 @@ from anchornet_jax.data import photos
 from anchornet_jax.figures import pictures, plots
 from anchornet_jax.inference import engine, exit_table, export, stopping
 from anchornet_jax.methods import method as protocol
-from anchornet_jax.runtime import files
+from anchornet_jax.runtime import files, text, workdir
 
-PREDICTIONS, PICTURES = "predictions.jsonl", "pictures"
+ABOUT, PREDICTIONS, PICTURES = "prediction.json", "predictions.jsonl", "pictures"
 EVERY_SECONDS = 10  # a line on progress
 
 
@@ -52,10 +54,11 @@ class Prediction(NamedTuple):
 def predict(config, directory) -> dict:
     """Classify the images of `config.images` with the export `config.export`.
 
-    Prints a line per image; writes `predictions.jsonl`, a line per image too, and,
-    with `config.pictures`, `pictures`. Those of an earlier run are replaced. Lines
-    hold `file`, `class`, `confidence`, `exit` (0-based), `macs`, `time_ms` and
-    `picture`, or `file` and `error`.
+    Prints a line per image; writes `predictions.jsonl`, a line per image too as soon as
+    it is known, and, with `config.pictures`, `pictures`. Lines hold `file`, `class`,
+    `confidence`, `exit` (0-based), `macs`, `time_ms` and `picture`, or `file` and
+    `error`. A prediction that was killed goes on where it stopped; one that had ended, or
+    was of something else, is replaced.
 
     Returns:
       `images`, `unreadable`, `budget_macs`, `mean_macs` and `exits`, the share of the
@@ -77,24 +80,160 @@ def predict(config, directory) -> dict:
         batch_size=config.batch_size,
         in_flight=None if config.batch_size > 1 else config.batch_size,
     )
-    directory = _clear(directory)
-    warm(classifier)
-    draw = _make_draw(found, rule, directory) if config.pictures else lambda *_: {}
-    report = _make_report(len(paths))
-    left, failed = [], []
-    with files.whole(directory / PREDICTIONS) as file:
-        for number, one in enumerate(classify(classifier, found, paths), 1):
+    journal = Journal(directory, paths, _settings(config, found, budget))
+    known = journal.known
+    if known:
+        logging.info("%d of %d files are known from before", len(known), len(paths))
+    if len(known) < len(paths):
+        warm(classifier)
+    draw = _make_draw(found, rule, journal) if config.pictures else lambda *_: {}
+    report = make_report(len(paths), len(known))
+    rest = classify(classifier, found, paths[len(known) :], config.max_pixels)
+    with journal.writing() as write:
+        for number, one in enumerate(rest, 1 + len(known)):
             about = {"file": str(one.path), **describe(found, one)}
-            if one.result is None:
-                failed.append(one)
-                logging.error("%s: %s", photos.name(one.path), one.image)
+            if "error" in about:
+                logging.error("%s: %s", text.printable(one.path), about["error"])
             else:
-                left.append(one.result.exit)
                 about |= draw(number, one)
-                print(f"{photos.name(one.path)}: {line(about)}", flush=True)
-            file.write(json.dumps(about) + "\n")
+                print(f"{text.printable(one.path)}: {line(about)}", flush=True)
+            write(about)
             report(number)
-    return _finish(found, directory, budget, left, failed)
+    return _finish(found, journal, budget)
+
+
+def _settings(config, found, budget) -> dict:
+    """Return what the answers depend on: a prediction of other settings is another."""
+    return {
+        "export": found.metadata["method"],
+        "networks": export.digests(found.method),
+        "images": str(config.images),
+        "budget": budget,
+        "pictures": config.pictures,
+    }
+
+
+class Journal:
+    """What a prediction writes, what of it is known from before, and nothing else.
+
+    The directory is the prediction's if `prediction.json` says so. Of an earlier one
+    only the pictures that its lines name are removed; never what is an input.
+
+    Attributes:
+      directory: of the prediction.
+      known: lines of a prediction of the same settings that was killed.
+    """
+
+    def __init__(self, directory, paths, settings: dict):
+        """Lock the directory, and remove what an earlier prediction wrote.
+
+        Raises:
+          ValueError: if the directory cannot be written, another process works in it, or
+            it holds other files or an input.
+        """
+        self.directory, self._paths = pathlib.Path(directory), paths
+        self._settings = settings
+        try:
+            self._check()
+            workdir.lock(self.directory)
+            files.remove_partial(self.directory)
+            self.known = self._read()
+            if not self.known:
+                self._remove()
+                files.write_sealed(self._about, {"settings": settings, "done": False})
+                self._lines.touch()
+            (self.directory / PICTURES).mkdir(exist_ok=True)
+        except OSError as error:
+            raise ValueError(f"`workdir` is {str(directory)!r}: {error}") from error
+
+    @property
+    def _about(self):
+        return self.directory / ABOUT
+
+    @property
+    def _lines(self):
+        return self.directory / PREDICTIONS
+
+    def picture(self, number: int, path) -> pathlib.Path:
+        """Return where the picture of the image of that number is, less its ending."""
+        return self.directory / PICTURES / f"{number:05d}_{path.stem[:40]}"
+
+    def lines(self) -> list[dict]:
+        """Return what is known of each image, as far as whole lines go."""
+        found = []
+        for one in self._lines.read_text().splitlines(keepends=True):
+            with contextlib.suppress(ValueError):
+                if one.endswith("\n") and isinstance(about := json.loads(one), dict):
+                    found.append(about)
+                    continue
+            break
+        return found
+
+    @contextlib.contextmanager
+    def writing(self):
+        """Yield the function that writes a line, after those that are known."""
+        with open(self._lines, "r+") as file:
+            for _ in self.known:
+                file.readline()
+            file.seek(file.tell())
+            file.truncate()  # a line that was cut off
+
+            def write(about):
+                file.write(json.dumps(about) + "\n")
+                file.flush()
+
+            yield write
+        files.write_sealed(self._about, {"settings": self._settings, "done": True})
+
+    def _check(self) -> None:
+        """Refuse directories of others, and inputs where something would be written."""
+        path = self.directory
+        if not path.exists():
+            return
+        names = {item.name for item in path.iterdir() if item.name[0] != "."}
+        if names and ABOUT not in names or names - {PREDICTIONS, PICTURES, ABOUT}:
+            raise ValueError(
+                f"`workdir` is {str(path)!r}, which holds other files; give a new or "
+                "empty directory, or that of an earlier prediction to be replaced"
+            )
+        here = os.path.realpath(path)
+        for one in self._paths:
+            if os.path.realpath(one).startswith(here + os.sep):
+                raise ValueError(
+                    f"`workdir` is {str(path)!r}, which holds the input "
+                    f"{text.printable(one)}; give another directory"
+                )
+
+    def _read(self) -> list[dict]:
+        """Return the lines of an unfinished prediction of the same settings."""
+        if not self._about.exists() or not self._lines.exists():
+            return []
+        about, lines = files.read_sealed(self._about), self.lines()
+        names = [line.get("file") for line in lines]
+        same = about["settings"] == json.loads(json.dumps(self._settings))
+        same &= names == [str(path) for path in self._paths[: len(names)]]
+        return lines if same and not about["done"] else []
+
+    def _remove(self) -> None:
+        """Remove what the lines of an earlier prediction name as its own."""
+        if self._lines.exists():
+            for line in self.lines():
+                picture = (
+                    self.directory
+                    / PICTURES
+                    / os.path.basename(line.get("picture", ""))
+                )
+                if picture.is_file():
+                    picture.unlink()
+            self._lines.unlink()
+        self._about.unlink(missing_ok=True)
+        others = list((self.directory / PICTURES).glob("*"))
+        if others:
+            raise ValueError(
+                f"`workdir` is {str(self.directory)!r}, whose {PICTURES} hold files that "
+                f"no prediction made, such as {text.printable(others[0].name)}; give "
+                "another directory"
+            )
 
 
 def _export(config) -> tuple[export.Export, stopping.Rule, float]:
@@ -114,25 +253,6 @@ def _export(config) -> tuple[export.Export, stopping.Rule, float]:
     return found, rule, budget
 
 
-def _clear(directory) -> pathlib.Path:
-    """Make the directory, without what an earlier prediction wrote there."""
-    path = pathlib.Path(directory)
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        names = {item.name for item in path.iterdir() if item.name[0] != "."}
-        if names - {PREDICTIONS, PICTURES}:
-            raise ValueError(
-                f"`workdir` is {str(path)!r}, which holds other files; give a new or "
-                "empty directory, or that of an earlier prediction to be replaced"
-            )
-        (path / PREDICTIONS).unlink(missing_ok=True)
-        shutil.rmtree(path / PICTURES, ignore_errors=True)
-        (path / PICTURES).mkdir()
-    except OSError as error:
-        raise ValueError(f"`workdir` is {str(path)!r}: {error}") from error
-    return path
-
-
 def warm(classifier: engine.Classifier) -> None:
     """Compile the programs of a classifier, so that no image is timed with that."""
     rule = classifier.rule
@@ -143,14 +263,21 @@ def warm(classifier: engine.Classifier) -> None:
 
 
 def classify(
-    classifier: engine.Classifier, found: export.Export, paths: Iterable
+    classifier: engine.Classifier,
+    found: export.Export,
+    paths: Iterable,
+    max_pixels: int = photos.MAX_PIXELS,
 ) -> Iterator[Prediction]:
     """Classify image files, in their order; what cannot be read has no result."""
-    size, resize = found.image_size, found.metadata["preprocessing"]["resize"]
+    options = {
+        "image_size": found.image_size,
+        "resize": found.metadata["preprocessing"]["resize"],
+        "max_pixels": max_pixels,
+    }
     under_way = collections.deque()  # (path, image, when it entered)
 
     def images():
-        for path, image in photos.read_all(paths, image_size=size, resize=resize):
+        for path, image in photos.read_all(paths, **options):
             under_way.append((path, image, time.perf_counter()))
             if isinstance(image, np.ndarray):
                 yield image
@@ -171,6 +298,8 @@ def describe(found: export.Export, one: Prediction) -> dict:
     """Return what is said of a prediction, as plain data."""
     if one.result is None:
         return {"error": str(one.image)}
+    if not math.isfinite(one.result.confidence):
+        return {"error": "the networks' answer is not finite"}
     return {
         "class": found.classes[one.result.predicted],
         "confidence": round(one.result.confidence, 6),
@@ -184,13 +313,13 @@ def describe(found: export.Export, one: Prediction) -> dict:
 def line(about: dict) -> str:
     """Say what `describe` returned in a line."""
     return (
-        f"{about['class']}, {about['confidence']:.1%}, left after "
+        f"{text.printable(about['class'])}, {about['confidence']:.1%}, left after "
         f"{about['left_after']}, {about['macs'] / 1e6:.0f} M multiply-adds, "
         f"{about['time_ms']:.1f} ms"
     )
 
 
-def _make_draw(found, rule, directory):
+def _make_draw(found, rule, journal):
     """Return the function that draws one prediction and says where."""
     trace = protocol.make_trace(found.method)
 
@@ -199,16 +328,16 @@ def _make_draw(found, rule, directory):
             trace(one.image[None], rule),
             found.classes,
             found.exits,
-            [photos.name(one.path.name)],
+            [text.printable(one.path.name)],
         )
-        path = directory / PICTURES / f"{number:05d}_{one.path.stem[:40]}"
+        path = journal.picture(number, one.path)
         plots.save(figure, path, ["png"])
         return {"picture": f"{path}.png"}
 
     return draw
 
 
-def _make_report(total: int):
+def make_report(total: int, known: int = 0):
     """Return the function that logs how far it is, and how long it still takes."""
     begun = last = time.monotonic()
 
@@ -216,14 +345,17 @@ def _make_report(total: int):
         nonlocal last
         now = time.monotonic()
         if now - last > EVERY_SECONDS:
-            last, left = now, (now - begun) / done * (total - done)
+            last, left = now, (now - begun) / (done - known) * (total - done)
             logging.info("%d of %d files, %.0f s left", done, total, left)
 
     return report
 
 
-def _finish(found, directory, budget, left, failed) -> dict:
+def _finish(found, journal, budget) -> dict:
     """Sum up; raise if files could not be read."""
+    lines = journal.lines()
+    failed = [line for line in lines if "error" in line]
+    left = [line["exit"] for line in lines if "error" not in line]
     shares = np.bincount(left, minlength=len(found.macs)) / max(1, len(left))
     summary = {
         "images": len(left),
@@ -237,12 +369,13 @@ def _finish(found, directory, budget, left, failed) -> dict:
     )
     logging.info(
         "%d images in %s: left %s; %.0f M multiply-adds on average, budget %.0f M",
-        *(len(left), directory, where, summary["mean_macs"] / 1e6, budget / 1e6),
+        *(len(left), journal.directory, where),
+        *(summary["mean_macs"] / 1e6, budget / 1e6),
     )
     if failed:
         raise Unreadable(
-            f"{len(failed)} of {len(left) + len(failed)} files could not be read, see "
-            f"{directory / PREDICTIONS}; the first: {photos.name(failed[0].path)}: "
-            f"{failed[0].image}"
+            f"{len(failed)} of {len(lines)} files could not be read, see "
+            f"{journal.directory / PREDICTIONS}; the first: "
+            f"{text.printable(failed[0]['file'])}: {failed[0]['error']}"
         )
     return summary

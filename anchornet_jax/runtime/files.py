@@ -64,7 +64,8 @@ def read_sealed(path) -> dict:
         value = json.loads(pathlib.Path(path).read_bytes())
         known = value.pop(DIGEST)
     except (OSError, ValueError) as error:
-        raise ValueError(f"{path} cannot be read: {error}") from None
+        reason = getattr(error, "strerror", None) or error
+        raise ValueError(f"{path} cannot be read: {reason}") from None
     except (AttributeError, LookupError, TypeError):
         raise ValueError(f"{path} is none of this project's files") from None
     if known != digest(value):
