@@ -252,7 +252,8 @@ def test_two_at_once(config, tmp_path):
             1.0,
             "`config.budget`: `budgets` holds 1.0; the cheapest exit costs",
         ),
-        ("batch_size", 0, "`batch_size` is 0"),
+        ("max_pixels", 0, "`config.max_pixels` is 0; allowed are whole numbers from 1"),
+        ("batch_size", 0, "`config.batch_size` is 0"),
     ],
 )
 def test_bad_config_writes_nothing(config, tmp_path, key, value, message):

@@ -19,6 +19,7 @@ from anchornet_jax.inference import export
 from anchornet_jax.models import multiply_adds
 from anchornet_jax.programs import (
     analyses_2020,
+    checks,
     compare,
     evaluate,
     predict,
@@ -143,8 +144,6 @@ def pipeline(config, directory) -> dict:
                 f"`config.stages.{name}.program` is {one.program!r}; "
                 f"choose one of {sorted(STAGES)}"
             )
-        if one.program == "train":  # an unknown network, found before hours of others
-            models.create(one.model, 2)
     directory = workdir.claim(directory, config.to_dict())
     evaluated, summary, seconds, made = "", {}, {}, []
     for number, name in enumerate(config.order, 1):
@@ -229,6 +228,7 @@ def run(config, directory) -> dict:
         started with different ones.
     """
     workdir.agree(directory, config.to_dict())
+    checks.check(config.to_dict())
     if config.program not in PROGRAMS:
         raise ValueError(
             f"`config.program` is {config.program!r}; choose one of {sorted(PROGRAMS)}"
