@@ -1,5 +1,6 @@
 import io
 import itertools
+import shutil
 
 import jax
 import numpy as np
@@ -128,9 +129,10 @@ def test_images_smaller_than_asked_for(data_dir):
 
 
 def test_labels_outside_the_classes(source):
-    batches = tf.data.Dataset.from_tensors({"label": np.array([3, 10])})
-    with pytest.raises(ValueError, match="`label` holds 10; plates has .* 0 to 9"):
-        next(loading._checked(source, batches, set()))
+    loading.check_labels(source, np.array([0, 9]))
+    for label in (-1, 10):
+        with pytest.raises(ValueError, match=f"`label` holds {label}; plates has the"):
+            loading.check_labels(source, np.array([0, label, 9]))
 
 
 def picture(mode="RGB", size=(120, 90), seed=0):
@@ -279,8 +281,64 @@ def test_bad_images_are_an_error(damaged):
         loading.evaluation(source, "val", batch_size=4),
         loading.training(source, "train", batch_size=8, seed=0),
     ):
-        with pytest.raises(ValueError, match="config.data.bad_images=skip"):
+        message = r"\.(JPG|jpg|png) cannot be decoded; `config.data.bad_images=skip`"
+        with pytest.raises(ValueError, match=message):
             list(itertools.islice(batches, 6))
+
+
+def test_files_that_have_gone(damaged, monkeypatch):
+    """A file that cannot be opened is like one that cannot be decoded."""
+    source = loading.prepare(f"folder:{damaged}", **SMALL)
+    lenient = loading.prepare(f"folder:{damaged}", bad_images="skip", **SMALL)
+    for path in (damaged / "val").glob("*/*"):
+        if path.name != "2.JPG":
+            path.unlink()
+    with pytest.raises(ValueError, match=r"val/\w+/\d\.\w+ cannot be decoded"):
+        list(loading.evaluation(source, "val", batch_size=4))
+    messages = warnings(monkeypatch)
+    batches = list(loading.evaluation(lenient, "val", batch_size=4))
+    assert sorted(flat(batches, "label")[flat(batches, "mask")]) == [0, 1, 2]
+    assert messages[-1].startswith("val: 6 of 9 images cannot be decoded")
+
+
+def test_what_is_no_class_and_no_image(folder, tmp_path, monkeypatch):
+    """Hidden folders are no classes; what is not read is counted and named."""
+    shutil.copytree(folder, tmp_path / "mine")
+    root, image = tmp_path / "mine", FILES["jpeg"]
+    for hidden in (".git", ".ipynb_checkpoints", "__MACOSX"):
+        for where in (root, root / "train"):
+            (where / hidden / "ant").mkdir(parents=True)
+            (where / hidden / "0.jpg").write_bytes(image)
+            (where / hidden / "ant" / "0.jpg").write_bytes(image)
+    (root / "train" / "ant" / "._0.JPG").write_bytes(b"of a Mac")
+    (root / "train" / "ant" / "more").mkdir()
+    (root / "train" / "bee" / "a.webp").write_bytes(image)
+    messages = warnings(monkeypatch)
+    source = loading.prepare(f"folder:{root}", **SMALL)
+    assert source.classes == ["ant", "bee", "wasp"]
+    assert source.examples("train") == 42
+    # Six are the notes of the folder itself.
+    assert sorted(text.split("; ")[0].partition(": ")[2] for text in messages) == [
+        f"1 folders inside classes are not read, such as {root}/train/ant/more",
+        f"7 files are not read, such as {root}/train/ant/notes.txt",
+    ]
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_a_class_that_cannot_be_learned(folder, tmp_path, split):
+    shutil.copytree(folder, tmp_path / "mine")
+    (tmp_path / "mine" / split / "moth").mkdir()
+    if split == "val":
+        (tmp_path / "mine" / "val" / "moth" / "0.jpg").write_bytes(FILES["jpeg"])
+    message = f"class 'moth' has a folder in '{split}' but no image in 'train'; 1 of 4"
+    with pytest.raises(ValueError, match=message):
+        loading.prepare(f"folder:{tmp_path / 'mine'}")
+
+
+def test_splits_without_images(source):
+    for split in ("test[:0]", "test[5:5]", "test[:0]+train[:0]"):
+        with pytest.raises(ValueError, match=r"`split` is .*, which has no images"):
+            source.examples(split)
 
 
 def test_no_image_can_be_decoded(tmp_path):

@@ -16,6 +16,7 @@ import tensorflow as tf
 import tensorflow_datasets as tfds
 
 import anchornet_jax.data.plates  # noqa: F401, registers `plates` with TFDS
+from anchornet_jax.data import folders
 
 FOLDER = "folder:"  # and a directory: SPLIT/CLASS/*.jpg
 ARCHIVES = {  # data set: (files, who gives them)
@@ -29,7 +30,7 @@ BLOCK = 512  # bytes; a tar file is made of blocks and ends with two of zeros
 
 def find(
     name: str, *, data_dir: str = "", manual_dir: str = ""
-) -> tfds.core.DatasetBuilder:
+) -> tfds.core.DatasetBuilder | folders.Folder:
     """Open a data set; download or generate it if it is not there yet.
 
     Args:
@@ -40,7 +41,7 @@ def find(
         data without class labels.
     """
     if name.startswith(FOLDER):
-        return _open_folder(name)
+        return folders.open_folder(name.removeprefix(FOLDER))
     return _find_in_tfds(name, data_dir, manual_dir)
 
 
@@ -52,7 +53,7 @@ def resolve(builder, split) -> list[tuple[str, int, int]]:
       split: `train`, `train[10%:]`, `train+test`; or TFDS's share of one host.
 
     Raises:
-      ValueError: for an unknown split; it names the known ones.
+      ValueError: for an unknown split, it names the known ones; or one without images.
     """
     splits = builder.info.splits
     try:
@@ -62,7 +63,7 @@ def resolve(builder, split) -> list[tuple[str, int, int]]:
             f"`split` is {split!r}; {builder.name} has {sorted(splits)}, and slices "
             "like 'train[10%:]' are allowed"
         ) from error
-    return [
+    found = [
         (
             p.splitname,
             p.from_ or 0,
@@ -70,18 +71,27 @@ def resolve(builder, split) -> list[tuple[str, int, int]]:
         )
         for p in parts
     ]
+    if isinstance(split, str) and all(begin >= end for _, begin, end in found):
+        raise ValueError(f"`split` is {split!r}, which has no images")
+    return found
 
 
 def read(builder, split, seed: int | None = None) -> tf.data.Dataset:
     """Read records whose `image` is encoded, in an order that the seed decides.
 
     Files are read in another order for each seed; the records within are not shuffled.
-    Without a seed the order is that of the split.
+    Without a seed the order is that of the split. The records of a folder, in a fixed
+    order, hold the `path` of an image instead.
     """
     options = tf.data.Options()
     options.deterministic = True
-    open_split = functools.partial(
-        builder.as_dataset,
+    if isinstance(builder, folders.Folder):
+        parts = [builder.records(*part) for part in resolve(builder, split)]
+        joined = functools.reduce(tf.data.Dataset.concatenate, parts)
+        return joined.with_options(options)
+    return builder.as_dataset(
+        split=split,
+        shuffle_files=seed is not None,
         decoders={"image": tfds.decode.SkipDecoding()},
         read_config=tfds.ReadConfig(
             options=options,
@@ -90,16 +100,6 @@ def read(builder, split, seed: int | None = None) -> tf.data.Dataset:
             try_autocache=False,  # a stream is read once
         ),
     )
-    if isinstance(builder, tfds.folder_dataset.ImageFolder):
-        # It knows whole splits only, and draws its order without a seed.
-        parts = (
-            open_split(split=name).skip(begin).take(end - begin)
-            for name, begin, end in resolve(builder, split)
-        )
-        return functools.reduce(tf.data.Dataset.concatenate, parts).with_options(
-            options
-        )
-    return open_split(split=split, shuffle_files=seed is not None)
 
 
 def check_archives(name: str, directory: str) -> None:
@@ -164,18 +164,4 @@ def _find_in_tfds(name, data_dir, manual_dir):
             builder.download_and_prepare(download_config=settings)
         except AssertionError as error:  # so TFDS says that archives are missing
             raise ValueError(f"`manual_dir` is {manual_dir!r}: {error}") from error
-    return builder
-
-
-def _open_folder(name):
-    """Open a directory of class folders; its classes are the folders' names."""
-    try:
-        builder = tfds.folder_dataset.ImageFolder(name.removeprefix(FOLDER))
-    except tf.errors.OpError as error:
-        raise ValueError(f"`name` is {name!r}: {error.message}") from error
-    if not builder.info.splits.total_num_examples:
-        raise ValueError(
-            f"`name` is {name!r}, which holds no SPLIT/CLASS/IMAGE with the ending .jpg, "
-            ".jpeg or .png"
-        )
     return builder

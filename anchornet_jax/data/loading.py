@@ -22,20 +22,21 @@ import tensorflow as tf
 import tensorflow_datasets as tfds
 from absl import logging
 
-from anchornet_jax.data import datasets, decode
-from anchornet_jax.runtime import parallel
+from anchornet_jax.data import datasets, decode, folders
+from anchornet_jax.runtime import parallel, text
 
 AUGMENTATIONS = ("none", "random_resized_crop")
 BAD_IMAGES = ("error", "skip")
 # Record keys that may hold the file name, in order of preference.
 FILE = ("image/filename", "file_name", "tfds_id")
+AHEAD = 64  # batches that may have been begun when one failed
 SHUFFLED = 16_384  # encoded images in the shuffle buffer, about 2 GB of ImageNet
 
 
 class Source(NamedTuple):
     """A prepared data set, and how its images become squares of one size."""
 
-    builder: tfds.core.DatasetBuilder
+    builder: tfds.core.DatasetBuilder | folders.Folder
     image_size: int
     augment: str
     flip: bool
@@ -136,10 +137,13 @@ def training(
         records = records.shuffle(SHUFFLED, seed=order).enumerate()
         records = records.skip(step * batch_size)
         records = records.filter(functools.partial(_is_own, local))
-        example = functools.partial(_train_example, source, pixels)
-        records = records.map(example, tf.data.AUTOTUNE)
-        batches = records.batch(local, drop_remainder=True).take(steps - step)
-        for batch in _checked(source, batches, skipped):
+
+        def batches(source, records=records, pixels=pixels):
+            example = functools.partial(_train_example, source, pixels)
+            examples = records.map(example, tf.data.AUTOTUNE)
+            return examples.batch(local, drop_remainder=True)
+
+        for batch in _checked(source, batches, steps - step, skipped):
             yield parallel.shard(_replaced(batch))
         epoch, step = epoch + 1, 0
 
@@ -159,11 +163,14 @@ def evaluation(
     hosts = jax.process_count()
     steps = math.ceil(math.ceil(source.examples(split) / hosts) / local)
     shard = tfds.split_for_jax_process(split, drop_remainder=False)
-    records = datasets.read(source.builder, shard).map(
-        lambda record: _evaluation_example(source, record), tf.data.AUTOTUNE
-    )
+
+    def read(source):
+        example = functools.partial(_evaluation_example, source)
+        records = datasets.read(source.builder, shard)
+        return records.map(example, tf.data.AUTOTUNE).batch(local)
+
     skipped, counted = set(), 0
-    batches = _checked(source, records.batch(local), skipped)
+    batches = _checked(source, read, steps, skipped)
     batch = {}
     for _ in range(steps):
         # A host with an image less than others ends with a batch that counts nothing.
@@ -226,41 +233,65 @@ def _evaluation_example(source, record):
 
 def _decoded(source, record, function):
     """Return the image and, where bad ones are skipped, `good` and `file`."""
+    stored = record.get("image", record.get("path"))
+    if "path" in record:  # a folder's; a file may have gone since it was listed
+        whole, function = function, lambda path: whole(tf.io.read_file(path))
     if source.bad_images == "error":
-        return function(record["image"]), {}
-    image, good = decode.or_black(function, record["image"], source.image_size)
+        return function(stored), {}
+    image, good = decode.or_black(function, stored, source.image_size)
     file = next(record[name] for name in FILE if name in record)
     return image, {"good": good, "file": file}
 
 
-def _checked(source, batches, skipped):
-    """Yield NumPy batches; refuse what the networks could not notice.
+def _checked(source, make, count, skipped):
+    """Yield `count` NumPy batches; refuse what the networks could not notice.
 
-    Files that cannot be decoded are added to `skipped`.
+    `make(source)` returns the batches as a TensorFlow data set. Files that cannot be
+    decoded are added to `skipped`.
     """
-    classes = len(source.classes)
+    done = 0
     try:
-        for batch in batches.prefetch(2).as_numpy_iterator():
-            low, high = batch["label"].min(), batch["label"].max()
-            if not 0 <= low <= high < classes:
-                raise ValueError(
-                    f"`label` holds {low if low < 0 else high}; {source.builder.name} "
-                    f"has the classes 0 to {classes - 1}"
-                )
+        for batch in make(source).take(count).prefetch(2).as_numpy_iterator():
+            check_labels(source, batch["label"])
             if "file" in batch:
                 for file in set(batch.pop("file")[~batch["good"]]) - skipped:
                     skipped.add(file)
                     logging.warning(
                         "skipped %s, which cannot be decoded; %d so far",
-                        file.decode(),
-                        len(skipped),
+                        *(text.printable(file), len(skipped)),
                     )
             yield batch
+            done += 1
     except tf.errors.OpError as error:
         raise ValueError(
-            f"{source.builder.name}: {error.message}. If it is an image that cannot be "
-            "decoded: `config.data.bad_images=skip` names such files and passes over them"
+            f"{source.builder.name}: {_bad_file(source, make, done) or error.message}; "
+            "`config.data.bad_images=skip` names images that cannot be decoded and "
+            "passes over them"
         ) from error
+
+
+def check_labels(source: Source, labels: np.ndarray) -> None:
+    """Raise ValueError for a label that is no class: one-hot would ignore it."""
+    low, high = labels.min(), labels.max()
+    if not 0 <= low <= high < len(source.classes):
+        raise ValueError(
+            f"`label` holds {low if low < 0 else high}; {source.builder.name} has the "
+            f"classes 0 to {len(source.classes) - 1}"
+        )
+
+
+def _bad_file(source, make, done: int) -> str:
+    """Say which image failed soon after so many batches; TensorFlow does not."""
+    if source.bad_images != "error":
+        return ""
+    lenient = source._replace(bad_images="skip")
+    try:
+        for batch in make(lenient).skip(done).take(AHEAD).as_numpy_iterator():
+            for file in batch["file"][~batch["good"]]:
+                return f"{text.printable(file)} cannot be decoded"
+    except (tf.errors.OpError, StopIteration):
+        pass  # it is something else
+    return ""
 
 
 def _replaced(batch):

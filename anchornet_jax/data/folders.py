@@ -1,0 +1,155 @@
+"""A user's folder SPLIT/CLASS/IMAGE as a data set: what is in it, and what is not read.
+
+    found = folders.open_folder("flowers")  # flowers/train/rose/1.jpg, flowers/val/…
+    found.info.splits, found.info.features["label"].names
+
+Its attributes are those of a TFDS builder that this package uses. Hidden folders and
+files, such as `.git`, `.ipynb_checkpoints` and `__MACOSX`, are no classes and no images.
+"""
+
+import collections
+import os
+import random
+import types
+
+import tensorflow as tf
+import tensorflow_datasets as tfds
+from absl import logging
+
+from anchornet_jax.runtime import text
+
+FORMATS = (".jpg", ".jpeg", ".png")
+
+
+class Folder:
+    """The images of a folder, by split.
+
+    Attributes:
+      name: `folder`.
+      info: `splits` and `features["label"].names`, as of a TFDS builder.
+    """
+
+    name = "folder"
+
+    def __init__(self, examples: dict[str, list[tuple[str, str]]]):
+        """Take {split: [(path, class)]}, in the order in which they are read."""
+        self._examples = examples
+        classes = sorted({label for part in examples.values() for _, label in part})
+        self._numbers = {label: number for number, label in enumerate(classes)}
+        splits = [
+            tfds.core.SplitInfo(name=name, shard_lengths=[len(part)], num_bytes=0)
+            for name, part in examples.items()
+        ]
+        self.info = types.SimpleNamespace(
+            splits=tfds.core.splits.SplitDict(splits),
+            features={"label": tfds.features.ClassLabel(names=classes)},
+        )
+
+    def records(self, split: str, begin: int, end: int) -> tf.data.Dataset:
+        """Return records of `path`, `label` and `image/filename` of a part of a split."""
+        part = self._examples[split][begin:end]
+        paths = [path for path, _ in part]
+        labels = [self._numbers[label] for _, label in part]
+        return tf.data.Dataset.from_tensor_slices(
+            {
+                "path": tf.constant(paths, tf.string),
+                "label": tf.constant(labels, tf.int64),
+                "image/filename": tf.constant(paths, tf.string),
+            }
+        )
+
+
+def open_folder(root: str) -> Folder:
+    """List a folder; say what in it is not read.
+
+    Raises:
+      ValueError: if it holds no images, or `train` has none of some class.
+    """
+    root = os.path.expanduser(root)
+    try:
+        splits = _folders(root)
+    except tf.errors.OpError as error:
+        raise ValueError(f"`name` is 'folder:{root}': {error.message}") from error
+    examples, unread = {}, _Unread()
+    for split in splits:
+        found = _examples(os.path.join(root, split), unread)
+        if found:
+            random.Random(split).shuffle(found)  # as TFDS orders a folder's images
+            examples[split] = found
+    unread.report(root)
+    if not examples:
+        raise ValueError(
+            f"`name` is 'folder:{root}', which holds no SPLIT/CLASS/IMAGE with the "
+            f"ending {', '.join(FORMATS[:-1])} or {FORMATS[-1]}"
+        )
+    _check_classes(root, splits, examples)
+    return Folder(examples)
+
+
+class _Unread:
+    """Files of class folders that are no images of ours."""
+
+    def __init__(self):
+        self._counts, self._first = collections.Counter(), {}
+
+    def add(self, kind: str, path: str) -> None:
+        self._counts[kind] += 1
+        self._first.setdefault(kind, path)
+
+    def report(self, root: str) -> None:
+        for kind, count in self._counts.items():
+            logging.warning(
+                "folder:%s: %d %s, such as %s; images are read from SPLIT/CLASS/, with "
+                "the endings %s",
+                *(root, count, kind, text.printable(self._first[kind])),
+                ", ".join(FORMATS),
+            )
+
+
+def _check_classes(root, splits, examples) -> None:
+    """Refuse classes that cannot be learned."""
+    if "train" not in splits:
+        return
+    named = {
+        label: split
+        for split in splits
+        for label in _folders(os.path.join(root, split))
+    }
+    learned = {label for _, label in examples.get("train", ())}
+    missing = sorted(set(named) - learned)
+    if missing:
+        raise ValueError(
+            f"`name` is 'folder:{root}', whose class {text.printable(missing[0])!r} has "
+            f"a folder in {named[missing[0]]!r} but no image in 'train'; "
+            f"{len(missing)} of {len(named)} classes are so"
+        )
+
+
+def _examples(directory: str, unread: _Unread) -> list[tuple[str, str]]:
+    """Return (path, class) of a split's images, sorted."""
+    found = []
+    for label in _folders(directory):
+        folder = os.path.join(directory, label)
+        names = sorted(filter(_is_shown, tf.io.gfile.listdir(folder)))
+        for name in (name.rstrip("/") for name in names):
+            path = os.path.join(folder, name)
+            if name.lower().endswith(FORMATS):
+                found.append((path, label))
+            elif tf.io.gfile.isdir(path):
+                unread.add("folders inside classes are not read", path)
+            else:
+                unread.add("files are not read", path)
+    return found
+
+
+def _folders(directory: str) -> list[str]:
+    names = (name.rstrip("/") for name in tf.io.gfile.listdir(directory))
+    return sorted(
+        name
+        for name in names
+        if _is_shown(name) and tf.io.gfile.isdir(os.path.join(directory, name))
+    )
+
+
+def _is_shown(name: str) -> bool:
+    return not name.startswith(".") and name.rstrip("/") != "__MACOSX"
