@@ -11,6 +11,8 @@ import sys
 from absl import app, flags, logging
 from ml_collections import config_flags
 
+# What is the user's to mend, or the machine's: said in a line, without a trace.
+KNOWN = (ValueError, OSError, FloatingPointError, MemoryError)
 CONFIG = config_flags.DEFINE_config_file(
     "config",
     None,
@@ -41,17 +43,25 @@ def parse(argv):
         return rest
     except OSError as error:
         text = f"--config: {str(error).splitlines()[-1].strip()}; see configs/"
+    except (SyntaxError, ImportError, UnicodeError) as error:
+        text = (
+            f"--config: this is no config, see configs/: {str(error).splitlines()[0]}"
+        )
     except (AttributeError, KeyError) as error:
         text = str(error).strip("'").replace("\\n", ". ").replace("\\'", "'")
         text = f"no key {text}"
     except flags.Error as error:  # what `get_config` raised is quoted in it whole
-        text = str(error).rpartition("ValueError: ")[2].strip()
+        text = str(error).strip().rpartition("Error: ")[2]
     sys.exit(f"FATAL Flags parsing error: {text}\nPass --helpshort to see the flags.")
 
 
-def _ours(record) -> bool:
-    """Drop what Orbax reports of every file; its warnings stay."""
-    return "orbax" not in record.pathname or record.levelno >= logging.logging.WARNING
+def _reason(error: Exception) -> str:
+    """Say in a line what stopped a program."""
+    text = str(error).strip() or type(error).__name__
+    if "RESOURCE_EXHAUSTED" in text or isinstance(error, MemoryError):
+        first = text.partition("\n")[0]
+        return f"out of memory, try a smaller `config.batch_size`: {first}"
+    return text
 
 
 def main(argv):
@@ -63,11 +73,11 @@ def main(argv):
     import tensorflow as tf
 
     from anchornet_jax.programs import pipeline, predict
-    from anchornet_jax.runtime import memory, parallel, preemption
+    from anchornet_jax.runtime import console, memory, parallel, preemption
 
     tf.config.set_visible_devices([], "GPU")
     tf.config.set_visible_devices([], "TPU")
-    logging.get_absl_handler().addFilter(_ours)
+    console.prepare()
     try:
         parallel.connect(COORDINATOR.value, PROCESSES.value, PROCESS.value)
         logging.info(
@@ -81,9 +91,15 @@ def main(argv):
             memory.keep()
         workdir = WORKDIR.value or f"runs/{CONFIG.value.program}"
         pipeline.run(CONFIG.value, workdir)
-    except ValueError as error:
+    except KNOWN as error:
         logging.debug("", exc_info=True)
-        raise app.UsageError(str(error)) from error
+        print(f"FATAL {_reason(error)}", file=sys.stderr)
+        return 1
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        print(f"FATAL {_reason(error)}", file=sys.stderr)
+        return 1
     except preemption.Preempted as message:
         logging.warning("%s", message)
         return preemption.EXIT_STATUS

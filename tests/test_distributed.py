@@ -109,7 +109,7 @@ def test_sigterm_to_one_host_stops_all(data_dir, tmp_path):
     long = ["--config.epochs=1000", "--config.save_every_epochs=1000"]
     children = start_hosts(data_dir, tmp_path / "run", long, long)
     for line in children[0].stderr:
-        if "[2]" in line:
+        if "compiled in" in line:
             break
     children[1].send_signal(signal.SIGTERM)
     status, printed = wait(children)

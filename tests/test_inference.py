@@ -275,7 +275,8 @@ def test_wrong_image(classifier, images, bad):
     ("changes", "message"),
     [
         ({"batch_size": 0}, "`batch_size` is 0"),
-        ({"batch_size": 8, "in_flight": 4}, "`in_flight` 4"),
+        ({"batch_size": 2.5}, "`batch_size` is 2.5; allowed are whole numbers from 1"),
+        ({"batch_size": 8, "in_flight": 4}, "`in_flight` is 4; .* from 8, the batch"),
         ({"max_wait": 0}, "`max_wait` is 0"),
         ({"rule": stopping.ThresholdRule((0.5,))}, "`rule` decides 1 times; 4 exits"),
         ({"image_size": 90}, "90x90 pixels.*95x95"),

@@ -1,9 +1,14 @@
 """The page in the browser: what it computes, and, where there is one, in a browser."""
 
 import io
+import os
 import pathlib
 import re
 import shutil
+import signal
+import socket
+import subprocess
+import sys
 import urllib.error
 import urllib.request
 
@@ -111,6 +116,74 @@ def test_uploads_are_limited(url):
     assert folder in post(url, b"small")
     with pytest.raises(urllib.error.HTTPError, match="413"):
         post(url, bytes(page.MAX_BYTES + 1))
+
+
+def test_uploads_together_are_limited(url, monkeypatch):
+    folder = pathlib.Path(page.os.environ["GRADIO_TEMP_DIR"])
+    monkeypatch.setattr(page, "MAX_TOTAL", 3000)
+    sent = pathlib.Path(post(url, bytes(2000)).strip('[]"'))
+    assert sent.is_relative_to(folder)
+    with pytest.raises(urllib.error.HTTPError, match="507"):
+        post(url, bytes(2000))
+    os.utime(sent, (1, 1))  # long ago
+    post(url, bytes(1999))
+    assert not sent.exists()
+
+
+def test_uploads_leave_with_their_visitor(tmp_path):
+    uploads = page.Uploads(tmp_path)
+    for name, session in (("a", "one"), ("b", "one"), ("c", "two")):
+        (tmp_path / name).write_bytes(b"pixels")
+        uploads.belongs(tmp_path / name, session)
+    uploads.leave("one")
+    uploads.leave("nobody")
+    assert [path.name for path in tmp_path.iterdir()] == ["c"]
+
+
+@pytest.mark.parametrize(
+    ("host", "status"), [("localhost:1", 200), ("evil.example", 400), ("", 400)]
+)
+def test_it_answers_to_its_own_names(url, host, status):
+    """A page of somebody else's, whose name leads here, is not answered."""
+    request = urllib.request.Request(url, headers={"Host": host})
+    try:
+        found = urllib.request.urlopen(request).status
+    except urllib.error.HTTPError as error:
+        found = error.code
+    assert found == status
+
+
+def test_names():
+    assert page.names("127.0.0.1") == ["127.0.0.1", "localhost"]
+    assert "proxy.example" in page.names("127.0.0.1", ["proxy.example"])
+    assert socket.gethostname() in page.names("0.0.0.0")
+
+
+CHILD = """
+import sys
+from anchornet_jax import models
+from anchornet_jax.programs import page
+from tests import tiny
+models.MODELS["tiny"] = (tiny.Tiny, {})
+models.MODELS["tiny_anchornet"] = (tiny.TinyAnchorNet, {})
+page.main([sys.argv[1], "--port=7869"])
+"""
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
+def test_uploads_go_when_it_is_stopped(exported, tmp_path, name):  # noqa: F811
+    pytest.importorskip("gradio")
+    with subprocess.Popen(
+        [sys.executable, "-c", CHILD, exported],
+        env={**os.environ, "TMPDIR": str(tmp_path)},
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        url = re.search(r"Open (\S+) in a browser", process.stdout.readline())[1]
+        assert str(tmp_path) in post(url, b"small")
+        process.send_signal(getattr(signal, name))
+        assert process.wait(60) == 128 + getattr(signal, name)
+    assert not list(tmp_path.glob("anchornet_*"))
 
 
 @pytest.fixture

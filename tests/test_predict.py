@@ -269,20 +269,6 @@ def test_one_host(config, tmp_path, monkeypatch):
         predict.predict(config, tmp_path)
 
 
-def test_progress_is_shown(monkeypatch, caplog):
-    now = iter([0.0, 5.0, 11.0, 12.0, 30.0])
-    monkeypatch.setattr(predict.time, "monotonic", lambda: next(now))
-    report = predict.make_report(1000)
-    with caplog.at_level("INFO", logger="absl"):
-        for done in (100, 200, 250, 300):
-            report(done)
-    # after 11 s 200 are done: 800 take 44 s; after 30 s 300: 700 take 70 s
-    assert [record.getMessage() for record in caplog.records] == [
-        "200 of 1000 files, 44 s left",
-        "300 of 1000 files, 70 s left",
-    ]
-
-
 def test_main(config, folder, tmp_path, monkeypatch):
     """Exit status 1 after a broken file; without a directory, runs/predict."""
     import main

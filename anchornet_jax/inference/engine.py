@@ -59,14 +59,21 @@ class Classifier:
     ):
         protocol.check(method)
         protocol.check_images(method, image_size)
-        in_flight = 4 * batch_size if in_flight is None else in_flight
-        if batch_size < 1 or in_flight < batch_size:
-            raise ValueError(
-                f"`batch_size` is {batch_size} and `in_flight` {in_flight}; allowed is "
-                "1 or more, and at least a batch in flight"
-            )
-        if max_wait < 1:
-            raise ValueError(f"`max_wait` is {max_wait}; allowed is 1 or more")
+        counts = {
+            "batch_size": (batch_size, 1),
+            "in_flight": (
+                4 * batch_size if in_flight is None else in_flight,
+                batch_size,
+            ),
+            "max_wait": (max_wait, 1),
+        }
+        for name, (count, least) in counts.items():
+            if not isinstance(count, (int, np.integer)) or count < least:
+                raise ValueError(
+                    f"`{name}` is {count!r}; allowed are whole numbers from {least}"
+                    + (", the batch size" if name == "in_flight" else "")
+                )
+        in_flight = counts["in_flight"][0]
         self.image_size, self.batch_size = image_size, batch_size
         self.in_flight, self.max_wait, self.details = in_flight, max_wait, details
         self.method = method

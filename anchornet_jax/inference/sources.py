@@ -14,10 +14,11 @@ class Array:
     error = None
 
     def __init__(self, images, size):
-        if images.shape[1:] != (size, size, 3) or images.dtype != np.uint8:
+        shape, dtype = getattr(images, "shape", None), getattr(images, "dtype", None)
+        if shape is None or shape[1:] != (size, size, 3) or dtype != np.uint8:
+            found = type(images).__name__ if shape is None else f"{dtype} {list(shape)}"
             raise ValueError(
-                f"`images` are {images.dtype} {list(images.shape)}; needed: uint8 "
-                f"[B, {size}, {size}, 3]"
+                f"`images` are {found}; needed: uint8 [B, {size}, {size}, 3]"
             )
         self._images, self.count, self._next = images, len(images), 0
 

@@ -3,18 +3,27 @@
     pip install -e '.[demo]'
     python -m anchornet_jax.programs.page runs/demo/export
 
-It listens on 127.0.0.1 alone, unless `--host` says otherwise. Uploads are limited to
-`MAX_BYTES` and the formats of `photos`; they and all else that is written are in a
-temporary folder, which is removed at the end.
+It listens on 127.0.0.1 alone, unless `--host` says otherwise, and answers to its own
+names alone: a page of somebody else's that a visitor has open cannot ask it in his name.
+Uploads are limited to `MAX_BYTES` each, `MAX_TOTAL` together, and the formats of
+`photos`. Each is removed when its visitor leaves, or after `MAX_SECONDS`; they and all
+else that is written are in a temporary folder, which is removed at the end, also when the
+page is stopped by SIGTERM or SIGHUP.
 """
 
 import argparse
+import collections
 import contextlib
 import html
 import math
 import os
+import pathlib
+import signal
+import socket
 import statistics
+import sys
 import tempfile
+import threading
 import time
 
 from matplotlib.figure import Figure
@@ -26,6 +35,9 @@ from anchornet_jax.methods import method as protocol
 from anchornet_jax.programs import predict
 
 MAX_BYTES = 20 * 2**20  # of an upload
+MAX_TOTAL = 1000 * 2**20  # of all that are kept
+MAX_SECONDS = 3600  # that one is kept
+UPLOAD = "/gradio_api/upload"
 REPEATS = 5  # of a timing, of which the median is shown
 TEXT = """# Where AnchorNet looks, and when it is sure
 Choose or drop a photo, then move the budget: the mean cost per image that the stopping
@@ -101,21 +113,84 @@ class Page:
         )
 
 
-def build(page: Page):
+class Uploads:
+    """What visitors have sent: bounded, and removed when they leave."""
+
+    def __init__(self, folder):
+        """Watch over a folder, which is the page's own."""
+        self._folder = pathlib.Path(folder)
+        self._of = collections.defaultdict(set)  # {session: files}
+        self._lock = threading.Lock()
+
+    def belongs(self, file, session: str) -> None:
+        """Remember whose an upload is."""
+        with self._lock:
+            self._of[session].add(pathlib.Path(file))
+
+    def leave(self, session: str) -> None:
+        """Remove the uploads of a visitor who has left."""
+        with self._lock:
+            for file in self._of.pop(session, ()):
+                file.unlink(missing_ok=True)
+
+    def room(self, size: int) -> bool:
+        """Say whether so many bytes may come; what is old is removed first."""
+        total, now = 0, time.time()
+        for file in self._folder.rglob("*"):
+            with contextlib.suppress(OSError):
+                about = file.stat()
+                if not file.is_file():
+                    continue
+                if now - about.st_mtime > MAX_SECONDS:
+                    file.unlink()
+                else:
+                    total += about.st_size
+        return total + size <= MAX_TOTAL
+
+
+class Bounded:
+    """ASGI: refuse uploads for which there is no room, before they are received."""
+
+    def __init__(self, app, uploads: Uploads):
+        """Wrap an application."""
+        self._app, self._uploads = app, uploads
+
+    async def __call__(self, scope, receive, send):
+        """Answer 507 in place of the application where there is no room."""
+        if scope["type"] == "http" and scope["path"].endswith(UPLOAD):
+            from starlette.responses import PlainTextResponse
+
+            headers = dict(scope["headers"])
+            size = int(headers.get(b"content-length", MAX_BYTES))
+            if not self._uploads.room(size):
+                text = "The page keeps no more uploads now; try again later."
+                await PlainTextResponse(text, 507)(scope, receive, send)
+                return
+        await self._app(scope, receive, send)
+
+
+def build(page: Page, uploads: Uploads):
     """Return the page as `gradio.Blocks`."""
     import gradio as gr  # an extra: everything else works without it
 
-    def read(file):
+    def read(file, request: gr.Request):
+        if not file:
+            return None
+        uploads.belongs(file, request.session_hash)
         try:
-            return page.read(file) if file else None
+            return page.read(file)
         except ValueError as error:
             raise gr.Error(f"This image cannot be read: {error}.") from error
+
+    def leave(request: gr.Request):
+        uploads.leave(request.session_hash)
 
     def show(image, budget):
         return (None, None, None) if image is None else page.show(image, 1e6 * budget)
 
     # Rounded up: the slider shows whole millions, and its ends must be budgets.
     low, high = (math.ceil(page.budgets[end] / 1e6) for end in (0, -1))
+    high = max(high, low + 1)  # an export may have one budget alone
     with gr.Blocks(title="AnchorNet", analytics_enabled=False) as blocks:
         pixels = gr.State()
         gr.Markdown(TEXT)
@@ -150,25 +225,49 @@ def build(page: Page):
             trigger_mode="always_last",  # where the hand comes to rest
             api_visibility="private",
         )
+        blocks.unload(leave)
     return blocks
 
 
+def names(host: str, others=()) -> list[str]:
+    """Return the names under which a page on this host may be asked for."""
+    found = {"127.0.0.1", "localhost", host, *others}
+    if host == "0.0.0.0":  # whoever it is, by any name of this machine
+        found |= {socket.gethostname(), socket.getfqdn()}
+        with contextlib.suppress(OSError):
+            found |= set(socket.gethostbyname_ex(socket.gethostname())[2])
+    return sorted(found)
+
+
 @contextlib.contextmanager
-def serve(page: Page, *, host: str = "127.0.0.1", port: int | None = None):
+def serve(page: Page, *, host: str = "127.0.0.1", port: int | None = None, others=()):
     """Serve the page as long as the context lasts; give its `gradio.Blocks`.
 
     Args:
       page: what is served.
       host: who may visit; 0.0.0.0 means everybody.
       port: None takes one that is free.
+      others: more names that it is asked for by, behind a proxy say.
 
     Raises:
       OSError: if the port is taken.
     """
+    from starlette.middleware import Middleware
+    from starlette.middleware.trustedhost import TrustedHostMiddleware
+
     with tempfile.TemporaryDirectory(prefix="anchornet_") as folder:
         os.environ["GRADIO_TEMP_DIR"] = folder  # read when components are made
-        blocks = build(page)
+        uploads = Uploads(folder)
+        blocks = build(page, uploads)
+        allowed = names(host, others)
         blocks.launch(
+            app_kwargs={
+                "middleware": [
+                    Middleware(TrustedHostMiddleware, allowed_hosts=allowed),
+                    Middleware(Bounded, uploads=uploads),
+                ]
+            },
+            show_error=True,
             server_name=host,
             server_port=port,
             max_file_size=MAX_BYTES,
@@ -187,10 +286,15 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("export", help="directory of an export")
     parser.add_argument("--host", default="127.0.0.1", help="who may visit")
     parser.add_argument("--port", type=int, default=7860)
+    parser.add_argument(
+        "--name", action="append", default=[], help="it is asked for by, behind a proxy"
+    )
     flags = parser.parse_args(arguments)
+    for one in (signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)):
+        signal.signal(one, lambda number, _: sys.exit(128 + number))
     try:
         page = Page(export.load(flags.export))
-        with serve(page, host=flags.host, port=flags.port) as blocks:
+        with serve(page, host=flags.host, port=flags.port, others=flags.name) as blocks:
             print(f"Open {blocks.local_url} in a browser; Ctrl-C ends it.", flush=True)
             blocks.block_thread()
     except (ValueError, OSError) as error:

@@ -150,6 +150,8 @@ def pipeline(config, directory) -> dict:
         logging.info("stage %d of %d: %s", number, len(config.order), name)
         program, result = config.stages[name].program, stage(config, name, directory)
         seconds[name] = result["seconds"]
+        if program == "prepare":
+            _check_splits(config)
         if program == "evaluate":
             evaluated, summary = name, result
         if program == "export":
@@ -162,6 +164,17 @@ def pipeline(config, directory) -> dict:
         made = [directory / "summary.json", report.write(directory), *made]
         logging.info("wrote %s", ", ".join(str(path) for path in made))
     return summary
+
+
+def _check_splits(config) -> None:
+    """Raise ValueError for a split that some stage needs and the data does not have."""
+    for name, one in config.stages.items():
+        source = loading.prepare(**one.data)
+        for key in ("train_split", "calibration_split", "test_split"):
+            try:
+                source.examples(one[key])
+            except ValueError as error:
+                raise ValueError(f"`config.stages.{name}.{key}`: {error}") from None
 
 
 def stage(config, name: str, directory) -> dict:

@@ -25,10 +25,9 @@ from anchornet_jax.data import photos
 from anchornet_jax.figures import pictures, plots
 from anchornet_jax.inference import engine, exit_table, export, stopping
 from anchornet_jax.methods import method as protocol
-from anchornet_jax.runtime import files, text, workdir
+from anchornet_jax.runtime import console, files, text, workdir
 
 ABOUT, PREDICTIONS, PICTURES = "prediction.json", "predictions.jsonl", "pictures"
-EVERY_SECONDS = 10  # a line on progress
 
 
 class Unreadable(RuntimeError):
@@ -87,7 +86,7 @@ def predict(config, directory) -> dict:
     if len(known) < len(paths):
         warm(classifier)
     draw = _make_draw(found, rule, journal) if config.pictures else lambda *_: {}
-    report = make_report(len(paths), len(known))
+    left = console.reporter(len(paths), len(known))
     rest = classify(classifier, found, paths[len(known) :], config.max_pixels)
     with journal.writing() as write:
         for number, one in enumerate(rest, 1 + len(known)):
@@ -98,7 +97,11 @@ def predict(config, directory) -> dict:
                 about |= draw(number, one)
                 print(f"{text.printable(one.path)}: {line(about)}", flush=True)
             write(about)
-            report(number)
+            if (seconds := left(number)) is not None:
+                logging.info(
+                    "%d of %d files, %s left",
+                    *(number, len(paths), console.remaining(seconds)),
+                )
     return _finish(found, journal, budget)
 
 
@@ -335,20 +338,6 @@ def _make_draw(found, rule, journal):
         return {"picture": f"{path}.png"}
 
     return draw
-
-
-def make_report(total: int, known: int = 0):
-    """Return the function that logs how far it is, and how long it still takes."""
-    begun = last = time.monotonic()
-
-    def report(done):
-        nonlocal last
-        now = time.monotonic()
-        if now - last > EVERY_SECONDS:
-            last, left = now, (now - begun) / (done - known) * (total - done)
-            logging.info("%d of %d files, %.0f s left", done, total, left)
-
-    return report
 
 
 def _finish(found, journal, budget) -> dict:

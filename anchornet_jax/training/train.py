@@ -7,6 +7,7 @@ checkpoint and ends with the same parameters; SIGTERM makes it write one first.
 """
 
 import contextlib
+import time
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -15,13 +16,20 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from absl import logging
-from clu import metric_writers, periodic_actions
+from clu import metric_writers
 
 from anchornet_jax import models
 from anchornet_jax.data import loading
 from anchornet_jax.methods import views
 from anchornet_jax.models import multiply_adds
-from anchornet_jax.runtime import checkpoint, networks, parallel, preemption, workdir
+from anchornet_jax.runtime import (
+    checkpoint,
+    console,
+    networks,
+    parallel,
+    preemption,
+    workdir,
+)
 from anchornet_jax.training import objectives, optimizers, train_step
 
 NETWORK = "network"  # the trained network in the run's directory
@@ -138,14 +146,13 @@ def train(config, directory) -> dict:
     )
     with (
         checkpoint.Checkpoints(directory / "checkpoints") as checkpoints,
-        contextlib.closing(
-            metric_writers.create_default_writer(
-                str(directory), just_logging=jax.process_index() > 0
-            )
-        ) as writer,
+        contextlib.closing(_writer(directory)) as writer,
         preemption.watch() as asked_to_stop,
     ):
-        state, scores = _loop(run, config, state, checkpoints, writer, asked_to_stop)
+        report = _reporter(directory.name, run, config)
+        state, scores = _loop(
+            run, config, state, checkpoints, writer, report, asked_to_stop
+        )
         step, best = checkpoints.restore_best(state)
     result["accuracy"] = scores.get(step) or _evaluate(run, config, best)
     networks.save(
@@ -160,7 +167,39 @@ def train(config, directory) -> dict:
     return result
 
 
-def _loop(run, config, state, checkpoints, writer, asked_to_stop):
+def _writer(directory):
+    """Return what writes TensorBoard's summaries, on process 0 alone."""
+    if jax.process_index():
+        return metric_writers.MultiWriter([])
+    return metric_writers.AsyncWriter(metric_writers.SummaryWriter(str(directory)))
+
+
+def _reporter(name: str, run: Run, config) -> Callable:
+    """Return `report(step, sums)`, which says now and then how far training is."""
+    recent, left = [], None
+
+    def report(step, sums):
+        nonlocal left
+        left = left or console.reporter(run.steps, step - 1)
+        recent.append(sums)
+        seconds = left(step)
+        if seconds is None:
+            return
+        known = jax.device_get(recent[: max(1, len(recent) - 2)])  # the others run
+        del recent[: len(known)]
+        total = jax.tree.map(lambda *values: np.sum(values), *known)
+        rate = config.batch_size * (run.steps - step) / max(seconds, 1e-9)
+        logging.info(
+            "%s: step %d of %d, loss %.3f, accuracy %.1f %%, %.0f images/s, %s left",
+            *(name, step, run.steps, total["loss"] / total["count"]),
+            *(100 * total["correct"] / total["images"], rate),
+            console.remaining(seconds),
+        )
+
+    return report
+
+
+def _loop(run, config, state, checkpoints, writer, report, asked_to_stop):
     """Train to the last step; return the last state, on the host, and {step: score}."""
     step_fn = parallel.train_step(
         train_step.make_train_step(
@@ -171,9 +210,6 @@ def _loop(run, config, state, checkpoints, writer, asked_to_stop):
     if start:
         logging.info("resumed at step %d of %d", start, run.steps)
     state, frozen = parallel.replicate((state, run.frozen))
-    report = periodic_actions.ReportProgress(
-        num_train_steps=run.steps, writer=writer, every_secs=10, every_steps=None
-    )
     batches = loading.training(
         run.source,
         config.train_split,
@@ -181,14 +217,18 @@ def _loop(run, config, state, checkpoints, writer, asked_to_stop):
         seed=config.seed,
         first_step=start,
     )
-    scores = {}
+    scores, begun = {}, time.monotonic()
     pending = []  # sums of the steps since the last log, on the device
     for step in range(start + 1, run.steps + 1):
         state, sums = step_fn(state, frozen, next(batches))
+        if step == start + 1:
+            jax.block_until_ready(sums)
+            seconds = time.monotonic() - begun
+            logging.info("step %d of %d, compiled in %.0f s", step, run.steps, seconds)
         pending.append(sums)
         if len(pending) > 2:  # or steps, and their batches, would queue up unseen
             jax.block_until_ready(pending[-3])
-        report(step)
+        report(step, sums)
         stop = asked_to_stop(step)
         save = step % run.save_every == 0 or step == run.steps
         if save or stop or step % config.log_every_steps == 0:
@@ -197,6 +237,10 @@ def _loop(run, config, state, checkpoints, writer, asked_to_stop):
         if save:
             scores[step] = _evaluate(run, config, state)
             writer.write_scalars(step, {"calibration_accuracy": scores[step]})
+            logging.info(
+                "step %d of %d: %.1f %% on the calibration split",
+                *(step, run.steps, 100 * scores[step]),
+            )
             checkpoints.save(step, state, metric=scores[step])
         if stop:
             if not save:  # no score: such a state is never the best
