@@ -2,13 +2,24 @@
 PYTHON ?= python3
 RUN = .venv/bin/python
 
-.PHONY: demo test lint
+# The newest Python that is supported; `make newest NEWEST=python3.12` takes another.
+NEWEST ?= python3.13
+
+.PHONY: demo test newest lint
 
 demo: .venv/ready
 	$(RUN) main.py --config=configs/anchornet.py --workdir=runs/demo
 
 test: .venv/ready
 	$(RUN) -m pytest
+
+# The suite with the newest released libraries, beside the pinned environment.
+newest:
+	$(NEWEST) -m venv --clear .venv-newest
+	.venv-newest/bin/pip install --quiet --disable-pip-version-check uv
+	.venv-newest/bin/uv pip install --quiet --python .venv-newest/bin/python \
+		--upgrade -e . --group dev
+	.venv-newest/bin/python -m pytest
 
 lint: .venv/ready
 	$(RUN) -m ruff check .

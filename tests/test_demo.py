@@ -4,6 +4,7 @@ import json
 import os
 import pathlib
 
+import numpy as np
 import pytest
 
 from anchornet_jax import models
@@ -19,6 +20,7 @@ pytest.importorskip("ipykernel")
 nbformat = pytest.importorskip("nbformat")
 
 ROOT = pathlib.Path(__file__).parent.parent
+GOLDEN = ROOT / "tests" / "golden" / "results"
 NOTEBOOKS = ("explore", "reproduce")
 SETTINGS = {  # in place of the cell that says what a notebook is about
     "explore": """
@@ -120,6 +122,35 @@ def printed(notebook):
         for output in cell.get("outputs", [])
         if output.get("name") == "stdout"
     )
+
+
+def test_golden_summary(small_run):
+    """The numbers of the first code of this pipeline, see tests/golden/results."""
+    wanted = json.loads((GOLDEN / "pipeline.json").read_text())
+    directory, summary = small_run
+    found = Evaluation.from_json(summary)
+    assert found.classes == wanted["classes"]
+    assert found.box_coverage == pytest.approx(
+        wanted["localizer"]["box_coverage"], rel=1e-4
+    )
+    for name, key in (("localizer alone", "localizer"), ("full image", "full_image")):
+        (point,) = found.references[name].anytime
+        assert point.cost == wanted[key]["macs"]
+        assert point.accuracy == wanted[key]["accuracy"]
+    assert [{"accuracy": p.accuracy, "macs": p.cost} for p in found.anytime] == wanted[
+        "exits"
+    ]
+    (budgeted,) = found.budgeted
+    (golden,) = wanted["budgeted"]
+    assert budgeted.rule == golden["rule"] and budgeted.exits == golden["exits"]
+    assert (budgeted.accuracy, budgeted.cost) == (
+        golden["accuracy"],
+        golden["mean_macs"],
+    )
+    for split, means in wanted["mean_confidence"].items():
+        with np.load(directory / "evaluate" / f"{split}.npz") as table:
+            mean = table["confidence"].mean(0)
+        np.testing.assert_allclose(mean, means, rtol=1e-4)
 
 
 def test_explore(run):

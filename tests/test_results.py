@@ -156,7 +156,7 @@ def test_missing_and_foreign_files(tmp_path, name, content):
         (tmp_path / name).unlink()
     else:
         (tmp_path / name).write_bytes(content)
-    with pytest.raises(ValueError, match=f"{name} (cannot be read|holds no)"):
+    with pytest.raises(ValueError, match=f"{name} (cannot be read|holds no arrays)"):
         if name == "summary.json":
             results.read(tmp_path)
         else:
@@ -167,9 +167,9 @@ def test_other_numpy_files(tmp_path):
     fake_results.write(tmp_path, fake_results.summary(), fake_results.arrays())
     with open(tmp_path / "examples.npz", "wb") as file:
         np.save(file, np.zeros(3))
-    with pytest.raises(ValueError, match="examples.npz holds no examples"):
+    with pytest.raises(ValueError, match="examples.npz holds no arrays"):
         examples.read(tmp_path, 3, 3)
     objects = {"image": np.array([{}], object)}  # would be unpickled: never
     fake_results.write(tmp_path, fake_results.summary(), objects)
-    with pytest.raises(ValueError, match="examples.npz holds no examples"):
+    with pytest.raises(ValueError, match="examples.npz holds no arrays"):
         examples.read(tmp_path, 3, 3)

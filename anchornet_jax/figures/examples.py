@@ -6,9 +6,10 @@ pictures.examples(arrays, classes, exits)
 
 import os
 import pathlib
-import zipfile
 
 import numpy as np
+
+from anchornet_jax.runtime import files
 
 # Axis letters of the package; E counts exits. `?` marks what may be absent: without
 # boxes nothing is drawn but the image.
@@ -39,11 +40,7 @@ def read(
       ValueError: if it is missing or holds something else; it names file and array.
     """
     path = pathlib.Path(directory, "examples.npz")
-    try:
-        with np.load(path) as file:
-            found = dict(file)
-    except (OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{path} holds no examples: {error}") from error
+    found = files.read_npz(path)
     arrays, lengths = {}, {"3": 3, "4": 4, "E": exits}
     for form, letters in ARRAYS.items():
         name = form.rstrip("?")

@@ -15,7 +15,6 @@ import csv
 import dataclasses
 import os
 import pathlib
-import zipfile
 
 import numpy as np
 
@@ -119,8 +118,9 @@ class ExitTable:
             if missing := {"confidence", "cost"} - fields.keys():
                 raise ValueError(f"no {' and no '.join(sorted(missing))} in it")
             return cls(**{"unit": unit, **fields})
-        except (ValueError, EOFError, zipfile.BadZipFile) as error:
-            raise ValueError(f"{path}: {error}") from error
+        except (ValueError, TypeError) as error:
+            named = str(error).startswith(str(path))
+            raise ValueError(str(error) if named else f"{path}: {error}") from error
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -184,9 +184,9 @@ def anytime(table: ExitTable) -> list[dict]:
 
 
 def _read_npz(path):
-    with np.load(path, allow_pickle=False) as file:
-        names = [field.name for field in dataclasses.fields(ExitTable)]
-        return {name: file[name] for name in names if name in file}
+    found = files.read_npz(path)
+    names = [field.name for field in dataclasses.fields(ExitTable)]
+    return {name: found[name] for name in names if name in found}
 
 
 def _read_csv(path):

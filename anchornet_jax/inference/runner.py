@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
+from absl import logging
 
 from anchornet_jax.inference.scheduler import Scheduler
 from anchornet_jax.methods import method as protocol
@@ -210,6 +211,10 @@ class Runner:
             history = self._history[slots[rows], : t + 1]
             leaves[rows] = self._settings.rule.leaves(int(t), history)
         left, going = slots[leaves], ~leaves
+        for slot in left[~np.isfinite(confidence[leaves])]:
+            logging.warning(
+                "image %d: the networks' answer is not finite", self._number[slot]
+            )
         self.scheduler.leave(left)
         self.scheduler.proceed(slots[going], place[going] + 1)
         details = (None if d is None else d[left] for d in self._details)

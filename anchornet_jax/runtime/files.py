@@ -10,6 +10,8 @@ import json
 import os
 import pathlib
 import tempfile
+import zipfile
+import zlib
 
 import numpy as np
 
@@ -94,6 +96,29 @@ def digest(value: dict) -> str:
     plain = {key: part for key, part in value.items() if key != DIGEST}
     text = json.dumps(plain, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+# What damaged archives were seen to raise in `np.load`.
+DAMAGED = (
+    *(OSError, ValueError, TypeError, LookupError, EOFError, SyntaxError),
+    *(NotImplementedError, RuntimeError, MemoryError, OverflowError),
+    *(zipfile.BadZipFile, zlib.error),
+)
+
+
+def read_npz(path) -> dict[str, np.ndarray]:
+    """Read what `write_npz` wrote; objects, which would run as code, are refused.
+
+    Raises:
+      ValueError: if it is missing or damaged; it names the file.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return dict(file)
+    except FileNotFoundError as error:
+        raise ValueError(f"{path} cannot be read: {error.strerror}") from None
+    except DAMAGED as error:
+        raise ValueError(f"{path} holds no arrays, or is damaged: {error}") from error
 
 
 def write_npz(path, **arrays) -> None:
