@@ -16,7 +16,7 @@ FLOORS = [  # a room imports itself and the rooms of lower floors
     {"programs"},
 ]
 DOORS = {
-    "tensorflow": {"data.loading", "data.datasets", "data.decode"},
+    "tensorflow": {"data.loading", "data.datasets", "data.decode", "data.folders"},
     "tensorflow_datasets": {"data.loading", "data.datasets", "data.plates"},
     "orbax": {"runtime.checkpoint"},
     "clu": {"training.train", "data.collect", "programs.table_3_2020"},
