@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.extend import core
 
 from anchornet_jax import models
 from anchornet_jax.models import msdnet, multiply_adds, ranet
@@ -28,18 +29,8 @@ TINY = {
 FAST = {"xla_backend_optimization_level": 0}
 
 
-@functools.cache
-def template(name):
-    """Return the model and the shapes of its variables."""
-    model = models.create(name, num_classes=1000)
-    images = jax.ShapeDtypeStruct((1, 224, 224, 3), jnp.float32)
-    with jax.disable_jit():  # traced in line: half the time
-        return model, jax.eval_shape(model.init, jax.random.key(0), images)
-
-
-@pytest.mark.parametrize("name", PUBLISHED)
-def test_every_exit_equals_the_published_network(name):
-    """Weights by naming rule; logits of all exits to 1e-4 of the largest."""
+def published(name, model):
+    """Return variables by naming rule, normalised images, and logits of all exits."""
     golden = np.load(GOLDEN / f"{name.partition('_')[0]}.npz")
     shapes = json.loads((GOLDEN / "peers_state_shapes.json").read_text())[name]
     seed, gain = int(golden["seed"]), float(golden["gain"])
@@ -47,55 +38,60 @@ def test_every_exit_equals_the_published_network(name):
         key: recipe.tensor(seed, key, tuple(shape), gain)
         for key, shape in shapes.items()
     }
-    model, wanted = template(name)
-    variables = torch_import.convert(state, wanted)
     images = np.stack([recipe.image(int(s), 224) for s in golden["image_seeds"]])
-    run = jax.jit(lambda *args: model.apply(*args)[1], compiler_options=FAST)
-    found = run(variables, recipe.normalised(images))["exit_logits"]
-    for one, other in zip(np.moveaxis(found, 1, 0), golden[name], strict=True):
-        assert np.abs(one - other).max() < 1e-4 * np.abs(other).max()
+    images = recipe.normalised(images)
+    with jax.disable_jit():  # traced in line: half the time
+        template = jax.eval_shape(model.init, jax.random.key(0), images)
+    return torch_import.convert(state, template), images, golden[name]
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
-def test_an_exit_pays_for_what_it_needs(name):
-    """Exactly the multiply-adds of the published networks, counted lazily."""
-    model, variables = template(name)
-    counts = COUNTS[name]["at_224"]
-    carried = jax.ShapeDtypeStruct((1, 224, 224, 3), jnp.float32)
-    macs = []
-    for k in range(model.exits):
+def test_every_exit_equals_the_published_network(name):
+    """Logits to 1e-4 of the largest; multiply-adds, counted lazily, to the last one.
 
-        def advance(variables, carried):
-            return model.apply(variables, carried, exit=k, method="advance")  # noqa: B023
-
-        with jax.disable_jit():
-            macs.append(multiply_adds.macs(advance, variables, carried))
-            carried, _ = jax.eval_shape(advance, variables, carried)
-        assert sorted(carried) == sorted(model.carries(k))
-    wanted = counts.get("multiply_adds_lazy", counts["multiply_adds"])
-    assert np.cumsum(macs).tolist() == wanted
+    Each exit is traced once, for its count and to be run.
+    """
+    model = models.create(name, num_classes=1000)
+    variables, carried, wanted = published(name, model)
+    counts, macs = COUNTS[name]["at_224"], []
     assert multiply_adds.parameters(variables) == COUNTS[name]["parameters"]
+    for k in range(model.exits):
+        run = functools.partial(model.apply, exit=k, method="advance")
+        with jax.disable_jit():
+            traced, shape = jax.make_jaxpr(run, return_shape=True)(variables, carried)
+        run = jax.jit(core.jaxpr_as_fun(traced), compiler_options=FAST)
+        found = run(*jax.tree.leaves((variables, carried)))
+        carried, logits = jax.tree.unflatten(jax.tree.structure(shape), found)
+        assert sorted(carried) == sorted(model.carries(k))
+        assert np.abs(logits - wanted[k]).max() < 1e-4 * np.abs(wanted[k]).max()
+        macs.append(multiply_adds.count(traced.jaxpr) // len(logits))
+    lazy = counts.get("multiply_adds_lazy", counts["multiply_adds"])
+    assert np.cumsum(macs).tolist() == lazy
 
 
 @pytest.mark.parametrize("name", TINY)
-@pytest.mark.parametrize("size", [32, 47])
-def test_exit_by_exit_is_the_whole_network(name, size):
+def test_exit_by_exit_is_the_whole_network(name, size=47):
     """For any image size; maps that are only passed on come back as they are."""
     model = TINY[name]
     variables = drawn(model, size)
     images = np.random.default_rng(0).normal(size=(2, size, size, 3))
-    logits, out = jax.jit(model.apply)(variables, images)
-    carried = images
-    for k in range(model.exits):
-        run = functools.partial(model.apply, exit=k, method="advance")
-        kept = set(model.carries(k)) & set(model.carries(k - 1) if k else ())
-        left, found = run(variables, carried)
-        assert all(left[name] is carried[name] for name in kept)
-        np.testing.assert_allclose(found, out["exit_logits"][:, k], 1e-4, 1e-5)
-        assert np.std(found) > 1e-3
-        carried = left
-    assert carried == {}
+
+    @jax.jit
+    def run(variables, images):
+        carried, answers = images, []
+        for k in range(model.exits):
+            given = dict(carried) if k else {}
+            advance = functools.partial(model.apply, exit=k, method="advance")
+            carried, logits = advance(variables, carried)
+            answers.append(logits)
+            assert all(carried[same] is given[same] for same in {*given} & {*carried})
+        assert carried == {}
+        return model.apply(variables, images), jnp.stack(answers, 1)
+
+    (logits, out), answers = run(variables, images)
+    np.testing.assert_allclose(answers, out["exit_logits"], 1e-5, 1e-6)
     np.testing.assert_array_equal(logits, out["exit_logits"][:, -1])
+    assert (np.std(answers, (0, 2)) > 1e-3).all()
 
 
 @pytest.mark.parametrize("name", TINY)

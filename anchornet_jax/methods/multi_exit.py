@@ -65,17 +65,13 @@ class MultiExit:
         """Return room for every map that goes from one exit to a later one."""
         return {
             name: jnp.zeros((count, *shape.shape[1:]), shape.dtype)
-            for maps in self._carried(image_size)[1:]
-            for name, shape in maps.items()
+            for _, left in self._trace(image_size)
+            for name, shape in left.items()
         }
 
     def macs(self, image_size: int) -> list[int]:
         """Return what each exit takes on top of the one before."""
-        model, variables = self.networks[ROLE][:2]
-        return [
-            multiply_adds.macs(_advance(model, k), variables, carried)
-            for k, carried in enumerate(self._carried(image_size)[:-1])
-        ]
+        return [macs for macs, _ in self._trace(image_size)]
 
     def input_sizes(self, image_size: int) -> dict[str, int]:
         """Return the whole image's."""
@@ -86,19 +82,20 @@ class MultiExit:
 
     @functools.cached_property
     def _traced(self) -> dict:
-        """Return what `_carried` has found: tracing a large network takes seconds."""
+        """Return what `_trace` has found: a large network takes seconds."""
         return {}
 
-    def _carried(self, image_size):
-        """Return the shapes of what goes to each exit, and of what the last one leaves."""
+    def _trace(self, image_size):
+        """Return of each exit the multiply-adds, and the shapes of what it leaves."""
         if image_size not in self._traced:
             model, variables = self.networks[ROLE][:2]
-            shape = (1, image_size, image_size, 3)
-            given = [jax.ShapeDtypeStruct(shape, jnp.float32)]
+            shape, found = (1, image_size, image_size, 3), []
+            left = jax.ShapeDtypeStruct(shape, jnp.float32)
             for k in range(model.exits):
-                left, _ = jax.eval_shape(_advance(model, k), variables, given[-1])
-                given.append(left)
-            self._traced[image_size] = given
+                trace = jax.make_jaxpr(_advance(model, k), return_shape=True)
+                program, (left, _) = trace(variables, left)
+                found.append((multiply_adds.count(program.jaxpr), left))
+            self._traced[image_size] = found
         return self._traced[image_size]
 
     def _run(self, variables, pixels, rows, state, t, *, exit):
