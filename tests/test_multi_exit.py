@@ -129,7 +129,7 @@ def test_export_equals_the_table(method, images, table, tmp_path):
             confidence, table["confidence"][: len(batch)], atol=1e-4
         )
         np.testing.assert_array_equal(predicted, table["predicted"][: len(batch)])
-    thresholds = rule(table).thresholds
+    thresholds = rule(table).parameters
     classifier = engine.load(
         tmp_path / "export", thresholds=thresholds, batch_size=6, in_flight=9
     )
@@ -183,21 +183,23 @@ def test_every_exit_learns(method):
     image += (80 * label).astype(np.uint8)[:, None, None, None]
     batch = parallel.shard({"image": image, "label": label.astype(np.int32)})
 
+    @jax.jit
     def losses(state):
         """Return each exit's cross-entropy [E], normalised by the batch's statistics."""
-        variables = jax.device_get(state).variables()["network"]
-        one_device = method.networks["network"].model
-        (logits, _), _ = one_device.apply(
-            variables, preprocessing.normalise(image), train=True, mutable="batch_stats"
+        (logits, _), _ = method.networks["network"].model.apply(
+            state.variables()["network"],
+            preprocessing.normalise(image),
+            train=True,
+            mutable="batch_stats",
         )
         return optax.softmax_cross_entropy_with_integer_labels(
             logits, jnp.broadcast_to(label[:, None], logits.shape[:2])
         ).mean(0)
 
-    before = losses(state)
+    before = losses(jax.device_get(state))
     state, sums = step(state, None, batch)
     np.testing.assert_allclose(sums["loss"] / sums["count"], before.sum(), rtol=1e-4)
     for _ in range(12):
         state, _ = step(state, None, batch)
-    after = losses(state)
+    after = losses(jax.device_get(state))
     assert before.shape == (model.exits,) and (after < 0.8 * before).all()
