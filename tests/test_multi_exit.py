@@ -11,11 +11,14 @@ import pytest
 from anchornet_jax import models
 from anchornet_jax.inference import engine, export, folding, stopping
 from anchornet_jax.inference.exit_table import NEVER
+from anchornet_jax.inference.results import Evaluation
 from anchornet_jax.methods import method as protocol
 from anchornet_jax.methods import preprocessing, registry, views
 from anchornet_jax.models import Network, msdnet, multiply_adds, ranet
+from anchornet_jax.programs import pipeline
 from anchornet_jax.runtime import parallel
 from anchornet_jax.training import objectives, train_step
+from configs import msdnet as msdnet_config
 from tests.tiny import Tiny, drawn
 
 SIZE, COUNT = 32, 21
@@ -203,3 +206,23 @@ def test_every_exit_learns(method):
         state, _ = step(state, None, batch)
     after = losses(jax.device_get(state))
     assert before.shape == (model.exits,) and (after < 0.8 * before).all()
+
+
+def test_pipeline(data_dir, tmp_path, monkeypatch):
+    """Training, evaluation and export as the config says, on a few images."""
+    monkeypatch.setitem(models.MODELS, "msdnet_small", TINY["tiny_msdnet"])
+    config = msdnet_config.get_config()
+    config.data.update(name="plates/small", data_dir=data_dir)
+    for stage in config.stages.values():
+        stage.batch_size, stage.epochs, stage.budgets = 16, 0.5, 3
+        stage.timing.images, stage.timing.batch_size = 12, 4
+    found = Evaluation.from_json(pipeline.pipeline(config, tmp_path / "run"))
+    assert found.exits == ["exit 1", "exit 2", "exit 3"]
+    assert found.box_coverage is None and len(found.exit_time_ms) == 3
+    name, whole = found.reference()
+    assert name == "whole network" and whole.cost == found.anytime[-1].cost
+    assert whole.accuracy == found.anytime[-1].accuracy
+    assert (tmp_path / "run" / "report.html").is_file()
+    read = export.load(tmp_path / "run" / "export")
+    assert [*read.rules] == [point.budget for point in found.budgeted]
+    assert read.macs == [point.cost for point in found.anytime]

@@ -116,7 +116,7 @@ def test_scales_end_after_equal_parts():
 
 
 def test_scales_are_computed_up_to_where_an_exit_needs_them():
-    """Sec. 5: scale s of S up to layer L - (S - s); 0-based here."""
+    """2018, Sec. 4: scale s of S up to layer L - (S - s); 0-based here."""
     first = msdnet.schedule(7, 7, 5, 4)[0]
     last = {s: max(n for n, scale in first.computes if scale == s) for s in range(4)}
     assert last == {0: 4, 1: 5, 2: 6, 3: 7}

@@ -4,7 +4,7 @@ Multi-Scale Dense Networks for Resource Efficient Image Classification (Huang et
 2018), Sec. 4 and Fig. 2, with the widths of the published PyTorch networks. `base` 7 and
 `step` 7 give the published curve, whose exits cost 0.50, 1.34, 2.22, 2.96 and 3.25 G
 multiply-adds: each map is computed by the first exit that needs it ("lazy evaluation",
-Sec. 5), so that before an exit at layer L, scale s of S is there up to layer L - (S - s).
+Sec. 4), so that before an exit at layer L, scale s of S is there up to layer L - (S - s).
 
 Convolutions start as the paper says, He-normal by outputs; the PyTorch code means to and,
 by an error, keeps its library's default.

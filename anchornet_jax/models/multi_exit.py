@@ -2,7 +2,7 @@
 
 Besides `logits, out = model.apply(variables, images)` such a network runs exit by exit,
 and computes for each only what this exit needs (MSDNet's "lazy evaluation", Huang et al.,
-2018, Sec. 5):
+2018, Sec. 4):
 
     model.exits  # how many
     carried = images
