@@ -213,6 +213,7 @@ def test_pipeline(data_dir, tmp_path, monkeypatch):
     monkeypatch.setitem(models.MODELS, "msdnet_small", TINY["tiny_msdnet"])
     config = msdnet_config.get_config()
     config.data.update(name="plates/small", data_dir=data_dir)
+    config.data.update(image_size=64, resize=64)  # px; fewer than 224 are faster
     for stage in config.stages.values():
         stage.batch_size, stage.epochs, stage.budgets = 16, 0.5, 3
         stage.timing.images, stage.timing.batch_size = 12, 4

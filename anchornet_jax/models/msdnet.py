@@ -167,7 +167,7 @@ class MSDNet(multi_exit.MultiExit):
         sources = [(maps[_name(*node)], self.factors[node[1]]) for node in read]
         module = getattr(self, f"blocks_{row.block}_{row.place}")
         index, growth = scale - row.finest, self.growth * self.factors[scale]
-        x = module(index, growth, *sources, conv=conv)
+        x = module(index, *sources, growth=growth, conv=conv)
         if not row.drops:
             return x
         return getattr(self, f"blocks_{row.block}_{row.place + 1}")(index, x, conv)
@@ -177,29 +177,31 @@ def _name(layer, scale):
     return f"layer {layer} scale {scale}"
 
 
-def _scale(index, growth, own, finer=None, *, conv):
+def _scale(index, *sources, **kwargs):
+    """Run a layer on one scale, the `index`-th of those that it makes."""
+    return layers.Scope(_grow, name=f"layers_{index}")(*sources, **kwargs)
+
+
+def _grow(own, finer=None, *, growth, conv):
     """Append `growth` channels to a scale: of itself, and half of the finer scale.
 
     Args:
-      index: of the scale among those that the layer makes.
-      growth: channels.
-      own: the scale's map [B, h, w, C] and its factor of bottlenecks.
+      own: the scale's map [B, h, w, C], and its factor of bottlenecks.
       finer: the same of the finer scale [B, 2h, 2w, C'], None where there is none.
+      growth: channels.
       conv: `conv_bn_relu` with the network's settings.
     """
 
-    def grow():
-        def part(source, features, name, stride):
-            module = layers.Scope(multi_exit.bottleneck, name=name)
-            return module(source[0], features, conv, factor=source[1], stride=stride)
+    def part(name, source, features, stride):
+        module, (x, factor) = layers.Scope(multi_exit.bottleneck, name=name), source
+        return module(x, features, conv, factor=factor, stride=stride)
 
-        if finer is None:
-            return jnp.concatenate([own[0], part(own, growth, "conv_normal", 1)], -1)
-        down = part(finer, growth // 2, "conv_down", 2)
-        normal = part(own, growth // 2, "conv_normal", 1)
-        return jnp.concatenate([own[0], down, normal], -1)
-
-    return layers.Scope(grow, name=f"layers_{index}")()
+    parts = [own[0]]
+    if finer is not None:
+        growth //= 2
+        parts.append(part("conv_down", finer, growth, 2))
+    parts.append(part("conv_normal", own, growth, 1))
+    return jnp.concatenate(parts, -1)
 
 
 def _transition(index, x, conv):
