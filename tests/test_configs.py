@@ -14,12 +14,14 @@ from configs import common
 
 ROOT = pathlib.Path(__file__).parent.parent
 NETWORKS = ("resnet50", "densenet201")
+EXITS = ("msdnet", "ranet")  # networks with several exits
 CONFIGS = [  # (file, argument)
     ("anchornet", ""),
     *(("anchornet", f"{data},resnet18") for data in common.DATA),
     *(("anchornet", f"imagenet,{network}") for network in NETWORKS),
     ("anchornet_2020", ""),
     *(("anchornet_2020", f"imagenet,{network}") for network in NETWORKS),
+    *((file, data) for file in EXITS for data in ("", *common.DATA)),
     ("compare", ""),
     ("export", ""),
 ]
@@ -100,7 +102,7 @@ def test_docstring_has_commands_that_work(file):
     assert "Data: " in text
 
 
-@pytest.mark.parametrize("file", ["anchornet", "anchornet_2020"])
+@pytest.mark.parametrize("file", ["anchornet", "anchornet_2020", *EXITS])
 def test_stages_share_data_splits_and_seed(file):
     """So that one flag gives a pipeline another data set."""
     config = load(file, "").lock()
@@ -136,6 +138,22 @@ def test_localizer_of_2020():
     optimizer = stage.optimizer
     assert (optimizer.learning_rate, optimizer.schedule) == (0.1, "step")
     assert optimizer.boundaries == (0.3, 0.6, 0.9) and not optimizer.nesterov
+
+
+@pytest.mark.parametrize("file", EXITS)
+def test_networks_with_exits(file):
+    """MSDNet, 2018: batch, epochs, rate and its drops; the largest published network."""
+    config = load(file, "imagenet")
+    splits = config.train_split, config.calibration_split
+    assert splits == ("train[50000:]", "train[:50000]")
+    stage = config.stages.network
+    found = (stage.model, stage.view.name, stage.batch_size, stage.epochs)
+    wanted = {"msdnet": "msdnet_7_7", "ranet": "ranet_64"}[file]
+    assert found == (wanted, "full", 256, 90)
+    optimizer = stage.optimizer
+    assert (optimizer.learning_rate, optimizer.schedule) == (0.1, "step")
+    assert optimizer.boundaries == (1 / 3, 2 / 3) and not optimizer.nesterov
+    assert load(file, "").stages.network.model == f"{file}_small"
 
 
 @pytest.mark.parametrize("size", [63, 95, 111])
@@ -184,9 +202,11 @@ def test_stage_two(network, stage, view):
         ("anchornet", "cifar,resnet50", "plates, imagenette, folder, imagenet"),
         ("anchornet", "plates,resnet50,full", "plates, imagenette, folder, imagenet"),
         ("anchornet_2020", "folder,resnet50", "plates, imagenet"),
+        ("msdnet", "cifar", "plates, imagenette, folder, imagenet"),
     ],
 )
 def test_unknown_choice(file, argument, known):
-    message = f"`argument` is '{argument}'; give DATA,NETWORK .* with data: {known}"
+    kinds = "DATA" if file in EXITS else "DATA,NETWORK"
+    message = f"`argument` is '{argument}'; give {kinds} .* with data: {known}"
     with pytest.raises(ValueError, match=message):
         load(file, argument)

@@ -16,6 +16,8 @@ from anchornet_jax.models.anchornet import AnchorNet
 from anchornet_jax.models.anchornet_2020 import MultiScaleAnchorNet
 from anchornet_jax.models.densenet import DenseNet
 from anchornet_jax.models.mobilenet import EfficientNet, MobileNetV3
+from anchornet_jax.models.msdnet import MSDNet
+from anchornet_jax.models.ranet import RANet
 from anchornet_jax.models.regnet import RegNet
 from anchornet_jax.models.resnet import ResNet
 
@@ -61,6 +63,19 @@ MODELS = {  # name: (class, arguments)
         RegNet,
         {"depth": 27, "w0": 48, "wa": 20.71, "wm": 2.65, "group_width": 24},
     ),
+    # Base and step; 7 and 7 are those of the published curve.
+    "msdnet_7_7": (MSDNet, {"base": 7, "step": 7}),
+    "msdnet_4_4": (MSDNet, {"base": 4, "step": 4}),
+    # A quarter as wide, half the growth: trains on a CPU.
+    "msdnet_small": (
+        MSDNet,
+        {"base": 2, "step": 3, "channels": 8, "growth": 8},
+    ),
+    # Channels; 64 are those of the published curve.
+    "ranet_64": (RANet, {"channels": 64}),
+    "ranet_32": (RANet, {"channels": 32}),
+    # An eighth as wide, half the growth and depth: trains on a CPU.
+    "ranet_small": (RANet, {"channels": 8, "growth": 8, "step": 4}),
 }
 
 

@@ -23,7 +23,7 @@ def macs(function: Callable, *args, **kwargs) -> int:
       for several platforms (`lax.platform_dependent`) the last, the default; a scan's
       body counts once per step, the body of a `while` loop once.
     """
-    return _count(jax.make_jaxpr(function)(*args, **kwargs).jaxpr)
+    return count(jax.make_jaxpr(function)(*args, **kwargs).jaxpr)
 
 
 def model_macs(model, height: int, width: int | None = None) -> int:
@@ -39,7 +39,8 @@ def parameters(variables) -> int:
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
 
 
-def _count(jaxpr) -> int:
+def count(jaxpr) -> int:
+    """Count the multiply-adds of a traced program, `jax.make_jaxpr(…)(…).jaxpr`."""
     return sum(_equation(equation) for equation in jaxpr.eqns)
 
 
@@ -57,7 +58,7 @@ def _equation(equation) -> int:
         return math.prod(equation.outvars[0].aval.shape) * (
             math.prod(kernel) // features
         )
-    inner = [_count(jaxpr) for value in params.values() for jaxpr in _jaxprs(value)]
+    inner = [count(jaxpr) for value in params.values() for jaxpr in _jaxprs(value)]
     if name == "cond":
         # A platform's own form may multiply more to be faster: on CPU the grouped
         # convolution with zeros between its groups.
