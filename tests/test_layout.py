@@ -17,7 +17,12 @@ FLOORS = [  # a room imports itself and the rooms of lower floors
 ]
 DOORS = {
     "tensorflow": {"data.loading", "data.datasets", "data.decode", "data.folders"},
-    "tensorflow_datasets": {"data.loading", "data.datasets", "data.plates"},
+    "tensorflow_datasets": {
+        "data.folders",
+        "data.loading",
+        "data.datasets",
+        "data.plates",
+    },
     "orbax": {"runtime.checkpoint"},
     "clu": {"training.train", "data.collect", "programs.table_3_2020"},
     "optax": {
