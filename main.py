@@ -91,7 +91,7 @@ def main(argv):
             memory.keep()
         workdir = WORKDIR.value or f"runs/{CONFIG.value.program}"
         pipeline.run(CONFIG.value, workdir)
-    except KNOWN as error:
+    except (*KNOWN, tf.errors.OpError) as error:
         logging.debug("", exc_info=True)
         print(f"FATAL {_reason(error)}", file=sys.stderr)
         return 1

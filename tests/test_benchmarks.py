@@ -4,9 +4,16 @@ import json
 import os
 import subprocess
 import sys
+import types
 
 import numpy as np
 import pytest
+
+from anchornet_jax.inference import export
+from tests.test_export import (
+    exported,  # noqa: F401
+    method,  # noqa: F401
+)
 
 BLOCKED = """
 import runpy, sys
@@ -111,3 +118,20 @@ def test_stopping_rules(tmp_path):
     for rule in found["rules"].values():
         assert rule["mean_cost"] == pytest.approx([1.5, 2.5], rel=0.05)
         assert rule["accuracy"][1] > rule["accuracy"][0] > 0.4
+
+
+def test_load(exported):  # noqa: F811
+    """Clients that share a stream, and visitors of the page, get their own answers."""
+    from benchmarks import load
+
+    found = export.load(exported)
+    options = types.SimpleNamespace(batch=4)
+    shape = (8, found.image_size, found.image_size, 3)
+    images = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+    for kind in (load.Stream, load.Visitors):
+        service = kind(found, options)
+        wanted = [service.ask(image) for image in images]
+        row = load.attack(service, images, wanted, clients=3, seconds=1.5)
+        service.close()
+        assert row["wrong"] == 0 and row["images"] >= 3
+        assert 0 < row["median_ms"] <= row["percentile_99_ms"]

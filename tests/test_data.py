@@ -102,6 +102,10 @@ def test_centre_moves_the_box_along():
         ({"name": "plates/tiny"}, "`name` is 'plates/tiny'"),
         ({"augment": "mixup"}, "`augment` is 'mixup'; choose one of"),
         ({"bad_images": "drop"}, "`bad_images` is 'drop'; choose one of"),
+        (
+            {"name": "plates/small", "data_dir": "/proc/x"},
+            "`data_dir` is '/proc/x', wh",
+        ),
         ({"name": "folder:/nowhere"}, "`name` is 'folder:/nowhere'"),
         ({"resize": 100}, "`resize` is 100; it must be 0 or at least .* 224"),
     ],

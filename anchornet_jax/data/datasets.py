@@ -155,8 +155,8 @@ def _find_in_tfds(name, data_dir, manual_dir):
             f"`name` is {name!r}, whose features are {sorted(builder.info.features)}; "
             "`image` and `label` are needed"
         )
+    root = data_dir or tfds.core.constants.DATA_DIR
     if not builder.is_prepared():
-        root = data_dir or tfds.core.constants.DATA_DIR
         manual_dir = manual_dir or os.path.join(root, "downloads", "manual")
         check_archives(builder.name, manual_dir)
         settings = tfds.download.DownloadConfig(manual_dir=manual_dir)
@@ -164,4 +164,9 @@ def _find_in_tfds(name, data_dir, manual_dir):
             builder.download_and_prepare(download_config=settings)
         except AssertionError as error:  # so TFDS says that archives are missing
             raise ValueError(f"`manual_dir` is {manual_dir!r}: {error}") from error
+        except (OSError, RuntimeError, tf.errors.OpError) as error:  # a full disk, say
+            reason = str(error).strip().splitlines()[-1]
+            raise ValueError(
+                f"`data_dir` is {root!r}, where {name} could not be made: {reason}"
+            ) from error
     return builder

@@ -66,6 +66,7 @@ class Page:
             found.method, rule, image_size=found.image_size, batch_size=1, in_flight=1
         )
         predict.warm(self._classifier)
+        self._turn = threading.Lock()  # visitors share the classifier and its rule
 
     def read(self, file):
         """Return an image file as the networks see it, uint8 [H, W, 3].
@@ -88,12 +89,13 @@ class Page:
           growing confidence.
         """
         budget, rule = self.found.rule(budget)
-        self._classifier.rule = rule
         times = []
-        for _ in range(REPEATS):
-            begun = time.perf_counter()
-            (result,) = self._classifier.stream(image[None])
-            times.append(1000 * (time.perf_counter() - begun))
+        with self._turn:
+            self._classifier.rule = rule
+            for _ in range(REPEATS):
+                begun = time.perf_counter()
+                (result,) = self._classifier.stream(image[None])
+                times.append(1000 * (time.perf_counter() - begun))
         arrays = self._trace(image[None], rule)
         name = html.escape(self.found.classes[result.predicted])
         text = (
