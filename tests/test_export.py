@@ -261,7 +261,7 @@ def change(path, **changes):
     """Change what metadata.json says."""
     about = json.loads((path / "metadata.json").read_text())
     about["metadata"].update(changes)
-    (path / "metadata.json").write_text(json.dumps(about))
+    files.write_sealed(path / "metadata.json", about)
 
 
 def flip(path, name):

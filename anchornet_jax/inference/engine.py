@@ -151,6 +151,10 @@ class Classifier:
         Full batches of random pixels on the first device, divided by the devices. In
         place of multiply-adds it makes the cost of an exit table, so that rules can be
         fitted to a budget in time: some networks move much memory for few multiply-adds.
+
+            found = export.load("runs/demo/export")
+            table = found.calibration.with_cost(classifier.milliseconds(), "ms")
+            classifier.rule = fitting.fit(table, [0.5 * table.cost[-1]])[0].rule
         """
         running = runner.Runner(
             self._programs, self.devices[0], self._variables[0], self

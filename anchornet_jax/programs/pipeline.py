@@ -120,6 +120,7 @@ STAGES = {
 }
 
 
+@workdir.released()
 def pipeline(config, directory) -> dict:
     """Run the unfinished ones of `config.stages`, end with a report.
 
@@ -177,17 +178,18 @@ def _check_splits(config) -> None:
                 raise ValueError(f"`config.stages.{name}.{key}`: {error}") from None
 
 
+@workdir.released()
 def stage(config, name: str, directory) -> dict:
     """Run one stage of a pipeline, after those that it needs, unless it is finished.
 
     Returns:
       As `run_stage`.
     """
-    with workdir.released():
-        directory = workdir.claim(directory, config.to_dict())
-        return run_stage(_resolved(config.stages[name], directory), directory / name)
+    directory = workdir.claim(directory, config.to_dict())
+    return run_stage(_resolved(config.stages[name], directory), directory / name)
 
 
+@workdir.released()
 def run_stage(config, directory) -> dict:
     """Run one program, unless `directory` holds its result already.
 
@@ -233,6 +235,7 @@ PROGRAMS = {
 }
 
 
+@workdir.released()
 def run(config, directory) -> dict:
     """Run `config.program`, the same on all hosts.
 
@@ -246,5 +249,4 @@ def run(config, directory) -> dict:
         raise ValueError(
             f"`config.program` is {config.program!r}; choose one of {sorted(PROGRAMS)}"
         )
-    with workdir.released():
-        return PROGRAMS[config.program](config, directory)
+    return PROGRAMS[config.program](config, directory)
