@@ -29,6 +29,7 @@ import os
 import pathlib
 import statistics
 import time
+from concurrent import futures
 
 import jax
 import jax.numpy as jnp
@@ -140,11 +141,19 @@ class Loop:
             answers.append(decision)
         return answers
 
+    def _through(self, size) -> None:
+        """Take one batch of `size` through all steps."""
+        state = None
+        for t in range(len(self._method.steps)):
+            state, _ = self._step(t, self._images[:size], state)
+
     def prepare(self, repeats: int = 3) -> None:
         """Measure every step at every halved batch: the table of what shrinking pays."""
         sizes = [self._batch]
-        while sizes[-1] > 1:
+        while sizes[-1] > max(1, self._batch // 16):
             sizes.append(-(-sizes[-1] // 2))
+        with futures.ThreadPoolExecutor() as pool:  # compiles them side by side
+            list(pool.map(self._through, sizes))
         took = {}
         for size in sizes:
             images, state = self._images[:size], None
@@ -302,8 +311,8 @@ def show(row) -> None:
 
 
 def write(path: pathlib.Path, rows, options) -> None:
-    """Write the rows; keep those of other devices, types and networks."""
-    key = ("network", "device", "cores", "dtype", "images_from")
+    """Write the rows; keep those of other devices, types, batches and networks."""
+    key = ("network", "device", "cores", "dtype", "batch", "images_from")
     old = json.loads(path.read_text())["rows"] if path.exists() else []
     names = ("images", "size", "batch", "repeats")
     settings = {name: getattr(options, name) for name in names}
