@@ -88,7 +88,7 @@ def test_throughput(tmp_path):
 
 def test_early_exit(tmp_path):
     output = tmp_path / "early_exit.json"
-    flags = {"network": "resnet10", "size": 127, "images": 24, "batch": 8}
+    flags = {"network": "resnet10", "size": 127, "images": 12, "batch": 4}
     flags |= {"repeats": 1, "output": output}
     printed = run("early_exit.py", *(f"--{k}={v}" for k, v in flags.items()))
     rows = json.loads(output.read_text())["rows"]

@@ -144,7 +144,7 @@ NETWORKS = {
 
 def small(config, imagenet_dir):
     """Let every stage of a pipeline take one step of eight images."""
-    config.data.update(data_dir=imagenet_dir, image_size=224, resize=224)
+    config.data.update(data_dir=imagenet_dir, image_size=160, resize=160)
     config.train_split, config.calibration_split = "train[16:]", "train[:16]"
     for stage in config.stages.values():
         stage.batch_size, stage.epochs, stage.accumulate = 8, 0.5, 1
