@@ -80,7 +80,7 @@ def plan(config) -> Run:
         )
     else:
         localizer, frozen = models.create("anchornet", len(source.classes)), None
-    view = views.make(localizer=localizer, **config.view)
+    view = views.make(localizer=localizer, network=model, **config.view)
     images = jax.ShapeDtypeStruct((1, *2 * [source.image_size], 3), jnp.uint8)
     keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), 1))
     inputs, _ = jax.eval_shape(view, images, keys, frozen)
