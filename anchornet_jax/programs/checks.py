@@ -13,6 +13,7 @@ from anchornet_jax import models
 from anchornet_jax.data import loading
 from anchornet_jax.inference import fitting
 from anchornet_jax.methods import patches, registry, views
+from anchornet_jax.runtime import pretrained
 from anchornet_jax.training import optimizers
 
 LARGEST = 16_384  # px, of an image's side
@@ -151,6 +152,7 @@ def check(config: dict, prefix: str = "config") -> None:
                 f"`{prefix}.{key}` is {value!r}; allowed are {allowed.words}"
             )
     _check_network(config, prefix)
+    _check_start(config, prefix)
     _check_resize(config.get("data", {}), prefix)
     for name, stage in config.get("stages", {}).items():
         check(stage, f"{prefix}.stages.{name}")
@@ -163,6 +165,18 @@ def _check_network(config: dict, prefix: str) -> None:
         raise ValueError(
             f"`{prefix}.model` is {name!r}; choose one of {sorted(models.MODELS)}"
         )
+
+
+def _check_start(config: dict, prefix: str) -> None:
+    """Refuse weights that are not known, or not installed, before hours of others."""
+    start, program = config.get("init_from", ""), config.get("program")
+    if program not in ("train", "given") or not pretrained.named(start):
+        return
+    own = start.removeprefix(pretrained.PREFIX)  # the network that `given` takes
+    try:
+        pretrained.find(start, config.get("model", own) if program == "train" else own)
+    except ValueError as error:
+        raise ValueError(f"`{prefix}.init_from`: {error}") from None
 
 
 def _check_resize(data: dict, prefix: str) -> None:

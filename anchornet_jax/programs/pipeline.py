@@ -25,7 +25,7 @@ from anchornet_jax.programs import (
     predict,
     table_3_2020,
 )
-from anchornet_jax.runtime import files, networks, torch_import, workdir
+from anchornet_jax.runtime import files, networks, pretrained, torch_import, workdir
 from anchornet_jax.training import train
 
 
@@ -97,11 +97,12 @@ def given(config, directory) -> dict:
       `network`, its directory.
 
     Raises:
-      ValueError: if `config.init_from` holds no network, or one of other classes.
+      ValueError: if `config.init_from` holds no network, or weights that are not there.
     """
     if not config.init_from:
         raise ValueError("`config.init_from` is empty; give a network's directory")
-    network = networks.load(config.init_from)
+    known = pretrained.named(config.init_from)
+    network = (pretrained.create if known else networks.load)(config.init_from)
     directory = workdir.claim(directory, config.to_dict())
     target, about = directory / train.NETWORK, dict(network.metadata)
     networks.save(target, about.pop("model"), network.variables, **about)
@@ -222,7 +223,7 @@ def _resolved(config, directory: pathlib.Path):
         *((method.networks, None) for method in methods),
     ):
         for key in keys or part.keys():
-            if part[key]:
+            if part[key] and not pretrained.named(part[key]):
                 part[key] = str(directory / part[key])
     return config
 
