@@ -85,7 +85,7 @@ def steps_per_second(name, view, dtype, devices, options) -> float:
     model = models.create(name, NUM_CLASSES, dtype=dtype, axis_name=parallel.AXIS)
     optimizer = optax.sgd(0.1, 0.9)
     size = options.size if view == "full" else localizer.field.size
-    seen = views.make(view, localizer, k=K)
+    seen = views.make(view, localizer, network=model, k=K)
     objective = objectives.classification(model, seen, size)
     state = train_step.create_state(objective, optimizer, 0)
     frozen = None

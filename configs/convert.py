@@ -3,8 +3,8 @@
     python main.py --config=configs/convert.py --config.source=resnet50-0676ba61.pth \
         --config.model=resnet50 --workdir=runs/resnet50
 
-Data: none. Reads a `.pth`, `.pth.tar` (with `pip install torch`) or `.safetensors` file
-(with `pip install safetensors`). Then `--config.init_from=runs/resnet50/network`.
+Data: none. Reads a `.pth`, `.pth.tar` or `.safetensors` file (the last with `pip install
+safetensors`); PyTorch is not needed. Then `--config.init_from=runs/resnet50/network`.
 """
 
 from configs import common

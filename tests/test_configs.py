@@ -5,11 +5,13 @@ import inspect
 import pathlib
 import re
 
+import jax
 import pytest
 
 from anchornet_jax import models
 from anchornet_jax.methods import registry, views
 from anchornet_jax.programs import pipeline
+from anchornet_jax.training import optimizers
 from configs import common
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -22,6 +24,7 @@ CONFIGS = [  # (file, argument)
     ("anchornet_2020", ""),
     *(("anchornet_2020", f"imagenet,{network}") for network in NETWORKS),
     *((file, data) for file in EXITS for data in ("", *common.DATA)),
+    *(("folder", machine) for machine in ("", "laptop", "gpu")),
     ("compare", ""),
     ("export", ""),
 ]
@@ -154,6 +157,23 @@ def test_networks_with_exits(file):
     assert (optimizer.learning_rate, optimizer.schedule) == (0.1, "step")
     assert optimizer.boundaries == (1 / 3, 2 / 3) and not optimizer.nesterov
     assert load(file, "").stages.network.model == f"{file}_small"
+
+
+def test_a_laptop_trains_the_last_blocks():
+    """Those of the pretrained network alone; AnchorNet has no weights to keep."""
+    stages = load("folder", "laptop").stages
+    model = models.create("efficientnet_lite0", 3)
+    images = jax.ShapeDtypeStruct((1, 64, 64, 3), "float32")
+    with jax.disable_jit():
+        params = jax.eval_shape(model.init, jax.random.key(0), images)["params"]
+    for stage in ("full_image", "glance", "patch"):
+        pattern = stages[stage].optimizer.freeze
+        learn = [name for name in params if not optimizers.frozen(pattern, f"{name}/a")]
+        blocks = [f"_blocks_{i}" for i in range(11, 16)]
+        assert sorted(learn) == sorted([*blocks, "_conv_head", "_bn1", "_fc"])
+    assert stages.localizer.optimizer.freeze == ""
+    assert stages.full_image.init_from == "pretrained:efficientnet_lite0"
+    assert stages.glance.init_from == "full_image/network"
 
 
 @pytest.mark.parametrize("size", [63, 95, 111])

@@ -253,6 +253,50 @@ def test_folder_continues_where_it_stopped(folder):
         np.testing.assert_array_equal(one["label"], other["label"])
 
 
+def of_splits(root, *names):
+    """Return the name of a data set with one image in each split."""
+    for name in names:
+        (root / name / "ant").mkdir(parents=True)
+        (root / name / "ant" / "0.jpg").write_bytes(FILES["jpeg"])
+    return f"folder:{root}"
+
+
+@pytest.mark.parametrize(
+    ("names", "train", "calibration", "test"),
+    [
+        (["train", "val"], "train[10%:]", "train[:10%]", "val"),
+        (["train", "validation"], "train[10%:]", "train[:10%]", "validation"),
+        (["train", "test"], "train[10%:]", "train[:10%]", "test"),
+        (["train", "val", "test"], "train", "val", "test"),
+        (["train", "calibration", "test"], "train", "calibration", "test"),
+        (["train", "calibration", "val"], "train", "calibration", "val"),
+        (
+            ["train", "calibration", "validation", "test"],
+            "train",
+            "calibration",
+            "test",
+        ),
+        (["train", "val", "validation"], "train", "validation", "val"),
+        (["train", "calibration"], "train[20%:]", "calibration", "train[0%:20%]"),
+        (["train", "more"], "train[30%:]", "train[:10%]", "train[10%:30%]"),
+    ],
+)
+def test_splits_are_found(names, train, calibration, test, tmp_path):
+    found = loading.find_splits(of_splits(tmp_path, *names))
+    assert found == {
+        "train_split": train,
+        "calibration_split": calibration,
+        "test_split": test,
+    }
+
+
+def test_splits_that_are_not_found(tmp_path):
+    assert loading.find_splits("plates") == {}
+    name = of_splits(tmp_path, "training", "val")
+    with pytest.raises(ValueError, match="splits training, val and no 'train'"):
+        loading.find_splits(name)
+
+
 def test_folder_without_images(tmp_path):
     (tmp_path / "ant").mkdir()
     (tmp_path / "ant" / "0.jpg").write_bytes(FILES["jpeg"])

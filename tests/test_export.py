@@ -20,6 +20,7 @@ from anchornet_jax.inference import (
 )
 from anchornet_jax.methods import method as protocol
 from anchornet_jax.methods import registry
+from anchornet_jax.models.pixels import IMAGENET
 from anchornet_jax.runtime import checkpoint, files, networks, workdir
 from configs import common
 from configs import export as export_config
@@ -193,6 +194,8 @@ def test_load(method, exported, tiny):  # noqa: F811
     assert about["config"] == {"inputs": 3} and about["platforms"][1] == "cuda"
     sizes = {"localizer": SIZE, "glance": 95, "patch": 95}  # 2022, Table 1
     assert about["preprocessing"]["input_sizes"] == sizes
+    for name, wanted in IMAGENET._asdict().items():
+        assert about["preprocessing"][name] == {role: list(wanted) for role in METHOD}
     assert [step["places"] for step in about["steps"]] == [[0], [1], [2]]
     assert about["preprocessing"]["resize"] == 160
 

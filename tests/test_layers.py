@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import linen as nn
+from jax import lax
 
 from anchornet_jax.models import layers
 
@@ -86,6 +87,41 @@ def test_swish_and_its_gradient():
     np.testing.assert_allclose(layers.swish(x), jax.nn.swish(x), atol=1e-6)
     gradient = jax.vmap(jax.grad(layers.swish))(x)
     np.testing.assert_allclose(gradient, jax.vmap(jax.grad(jax.nn.swish))(x), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("size", "kernel", "stride", "zeros"),
+    [  # TensorFlow's tf.nn.convolution, "SAME"
+        (224, 3, 2, (0, 1)),
+        (224, 5, 2, (1, 2)),
+        (95, 3, 2, (1, 1)),
+        (95, 5, 2, (2, 2)),
+        (56, 3, 1, (1, 1)),
+        (7, 1, 2, (0, 0)),
+        (2, 3, 4, (0, 1)),
+    ],
+)
+def test_same_padding(size, kernel, stride, zeros):
+    assert layers.same_padding(size, kernel, stride) == zeros
+
+
+@pytest.mark.parametrize("groups", [1, 2, 6])
+@pytest.mark.parametrize(("kernel", "stride"), [(3, 2), (5, 2), (3, 1), (1, 2)])
+def test_same_convolution(kernel, stride, groups, key):
+    """One side even and one odd, in every form of the convolution."""
+    x = normal(2, 12, 9, 6)
+    where = {"groups": groups, "padding": layers.SAME}
+    conv = layers.Conv(6, kernel, stride, **where)
+    variables = conv.init(key, x)
+    wanted = lax.conv_general_dilated(
+        x,
+        variables["params"]["kernel"],
+        (stride, stride),
+        "SAME",
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        feature_group_count=groups,
+    )
+    np.testing.assert_allclose(conv.apply(variables, x), wanted, atol=1e-5)
 
 
 @pytest.mark.parametrize("stride", [1, 2])

@@ -41,7 +41,7 @@ DOORS = {
     },
     "gradio": {"programs.page"},
     "PIL": {"data.photos", "data.plates"},
-    "torch": {"runtime.torch_import"},
+    "torch": set(),
     "ml_collections": set(),
 }
 WITHOUT_JAX = {"inference.exit_table", "inference.stopping", "inference.fitting"}

@@ -9,6 +9,7 @@ from anchornet_jax import models
 from anchornet_jax.methods import anchornet, localize, patches, preprocessing, registry
 from anchornet_jax.methods import method as protocol
 from anchornet_jax.models import Network, multiply_adds
+from anchornet_jax.models.pixels import Pixels
 from tests.tiny import Tiny, TinyAnchorNet, drawn
 
 SIZE, COUNT = 127, 5
@@ -81,6 +82,31 @@ def test_equals_algorithm_1(fuse):
         wanted = algorithm_1(inputs, valid, fuse)
         np.testing.assert_allclose(confidence[i], wanted[0], rtol=1e-4)
         np.testing.assert_array_equal(predicted[i], wanted[1])
+
+
+class Symmetric(Tiny):
+    """A network that wants pixels from -1 to 1."""
+
+    pixels = Pixels((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+
+
+def test_each_network_sees_by_its_own_pixels():
+    """A patch network of another preprocessing finds the same patches in them."""
+    patch = MEMBERS["patch"]._replace(model=Symmetric(3))
+    method = registry.create(
+        "anchornet", MEMBERS | {"patch": patch}, inputs=2, fuse="logits"
+    )
+    usual = registry.create("anchornet", MEMBERS, inputs=2, fuse="logits")
+    (logits, state), (others, theirs) = (
+        protocol.run(one, protocol.variables(one), images()) for one in (method, usual)
+    )
+    np.testing.assert_array_equal(state["corners"], theirs["corners"])
+    np.testing.assert_array_equal(logits[:, 0], others[:, 0])  # the glance
+    for i, image in enumerate(images()):
+        y, x = np.asarray(state["corners"][i, 0])
+        pixels = image[None, y : y + 95, x : x + 95] / np.float32(127.5) - 1
+        added = patch.model.apply(patch.variables, pixels)[0][0]
+        np.testing.assert_allclose(logits[i, 1] - logits[i, 0], added, atol=1e-4)
 
 
 def test_costs():

@@ -45,6 +45,11 @@ NETWORKS = {
     "efficientnet_b1": (7_794_184, 569_651_680, 106_579_680),
     "efficientnet_b2": (9_109_994, 658_963_440, 123_255_920),
     "efficientnet_b3": (12_233_232, 962_708_240, 179_595_920),
+    # Lite0: counted with hooks in PyTorch at 224, 128 and 95 pixels. The others have no
+    # source for multiply-adds; Keras' table of Lite1 and Lite2 rounds to 5.4 M and 6.1 M.
+    "efficientnet_lite0": (4_652_008, 385_187_552, 71_793_632),
+    "efficientnet_lite1": (5_416_680, 502_467_680, 93_334_880),
+    "efficientnet_lite2": (6_092_072, 576_509_424, 106_934_384),
     "regnet_y_400mf": (4_344_144, 401_842_848, 74_708_128),
     # timm's table of results: 6.06 M parameters, 0.61 G. torchvision has none.
     "regnet_y_600mf": (6_055_160, 601_220_992, 111_626_112),

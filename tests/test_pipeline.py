@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from anchornet_jax import models
-from anchornet_jax.programs import evaluate
+from anchornet_jax.programs import evaluate, pipeline
 from anchornet_jax.runtime import checkpoint, networks
 from anchornet_jax.training import train
 from configs import anchornet, common
@@ -132,6 +132,24 @@ def test_bad_config_writes_nothing(data_dir, tmp_path, tiny, key, value, message
     with pytest.raises(ValueError, match=message):
         train.train(config, tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("given", ["", "val"])
+def test_splits_of_a_folder_are_found(given, tmp_path):
+    """In all stages, and a key that is given stays; other data must name its own."""
+    for split in ("train", "val", "test"):
+        (tmp_path / "mine" / split / "ant").mkdir(parents=True)
+        (tmp_path / "mine" / split / "ant" / "0.jpg").write_bytes(b"not read here")
+    config = anchornet.get_config("folder,resnet10")
+    config.data.name = f"folder:{tmp_path / 'mine'}"
+    config.test_split = given
+    found = pipeline._with_splits(config)
+    for one in (found, *found.stages.values()):
+        assert (one.train_split, one.calibration_split) == ("train", "val")
+        assert one.test_split == (given or "test")
+    config.data.name = "plates"
+    with pytest.raises(ValueError, match="`config.train_split` is ''; allowed are"):
+        pipeline.run(config, tmp_path / "run")
 
 
 def test_patches_that_cannot_be_reached(data_dir, tmp_path, tiny, monkeypatch):  # noqa: F811

@@ -6,6 +6,7 @@ import pathlib
 import sys
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import linen as nn
@@ -13,6 +14,7 @@ from flax import linen as nn
 from anchornet_jax import models
 from anchornet_jax.models import layers
 from anchornet_jax.runtime import torch_import
+from tests import torch_writer
 from tests.golden import recipe
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"
@@ -163,15 +165,11 @@ def test_import_initialises_a_fresh_classifier(tmp_path, monkeypatch):
     assert np.abs(one - other).max() > 0.1
 
 
-@pytest.mark.parametrize(
-    ("name", "library"),
-    [("a.pth", "torch"), ("a.pth.tar", "torch"), ("a.safetensors", "safetensors")],
-)
-def test_missing_library(name, library, tmp_path, monkeypatch):
-    (tmp_path / name).touch()
-    monkeypatch.setitem(sys.modules, library, None)
-    with pytest.raises(ImportError, match=f"pip install {library}"):
-        torch_import.read(tmp_path / name)
+def test_missing_library(tmp_path, monkeypatch):
+    (tmp_path / "a.safetensors").touch()
+    monkeypatch.setitem(sys.modules, "safetensors", None)
+    with pytest.raises(ImportError, match="pip install safetensors"):
+        torch_import.read(tmp_path / "a.safetensors")
 
 
 def test_missing_file(tmp_path):
@@ -179,32 +177,26 @@ def test_missing_file(tmp_path):
         torch_import.read(tmp_path / "a.pth")
 
 
-@pytest.fixture
-def tensors():
-    """Return PyTorch, and `small_state` as its tensors."""
-    torch = pytest.importorskip("torch")
-    state = {name: torch.from_numpy(array) for name, array in small_state().items()}
-    return torch, state
-
-
 def assert_small(path):
     variables = torch_import.import_weights(path, Small(5))
     jax.tree.map(np.testing.assert_array_equal, variables, convert_small(small_state()))
 
 
+@pytest.mark.parametrize("kind", torch_writer.KINDS)
 @pytest.mark.parametrize("prefix", ["", "module."])
 @pytest.mark.parametrize("key", [None, *torch_import.WRAPPERS])
-def test_torch_files(key, prefix, tensors, tmp_path):
-    torch, state = tensors
-    state = {f"{prefix}{name}": tensor for name, tensor in state.items()}
+def test_torch_files(key, prefix, kind, tmp_path):
+    state = {f"{prefix}{name}": array for name, array in small_state().items()}
+    content = {key: state, "epoch": 3, "acc": 71.6} if key else state
     path = tmp_path / "weights.pth.tar"
-    torch.save({key: state, "epoch": 3, "acc": 71.6} if key else state, path)
+    torch_writer.write(path, content, kind)
     assert_small(path)
 
 
-def test_torch_half_precision(tensors, tmp_path):
-    torch, state = tensors
-    torch.save({name: x.bfloat16() for name, x in state.items()}, tmp_path / "a.pth")
+@pytest.mark.parametrize("kind", torch_writer.KINDS)
+def test_torch_half_precision(kind, tmp_path):
+    state = {name: x.astype(jnp.bfloat16) for name, x in small_state().items()}
+    torch_writer.write(tmp_path / "a.pth", state, kind)
     kernel = torch_import.import_weights(tmp_path / "a.pth", Small(5))["params"]["fc"]
     assert kernel["kernel"].dtype == np.float32
 
@@ -219,26 +211,24 @@ def test_safetensors_file(tmp_path):
         torch_import.read(path)
 
 
-def test_whole_module(tensors, tmp_path):
-    torch, _ = tensors
-    torch.save(torch.nn.Linear(2, 2), tmp_path / "a.pth")
+@pytest.mark.parametrize("kind", torch_writer.KINDS)
+def test_whole_module(kind, tmp_path):
+    linear = torch_writer.Global("torch.nn.modules.linear", "Linear")
+    torch_writer.write(tmp_path / "a.pth", torch_writer.Call(linear, ()), kind)
     with pytest.raises(ValueError, match=r"torch.*Linear.*state_dict\(\)"):
         torch_import.read(tmp_path / "a.pth")
 
 
-def test_damaged_torch_file(tensors, tmp_path):
-    torch, state = tensors
-    torch.save(state, tmp_path / "a.pth")
-    whole = (tmp_path / "a.pth").read_bytes()
-    for content in (b"", b"hello", whole[: len(whole) // 2]):
-        (tmp_path / "a.pth").write_bytes(content)
-        with pytest.raises(ValueError, match="damaged"):
-            torch_import.read(tmp_path / "a.pth")
+@pytest.mark.parametrize("content", [b"", b"hello", b"PK\x03\x04 hello"])
+def test_damaged_torch_file(content, tmp_path):
+    (tmp_path / "a.pth").write_bytes(content)
+    with pytest.raises(ValueError, match="damaged"):
+        torch_import.read(tmp_path / "a.pth")
 
 
+@pytest.mark.parametrize("kind", torch_writer.KINDS)
 @pytest.mark.parametrize("content", [{"epoch": 3}, [1, 2], {"net": {"fc": "text"}}])
-def test_not_a_state_dict(content, tensors, tmp_path):
-    torch, _ = tensors
-    torch.save(content, tmp_path / "a.pth")
+def test_not_a_state_dict(content, kind, tmp_path):
+    torch_writer.write(tmp_path / "a.pth", content, kind)
     with pytest.raises(ValueError, match="no state dict"):
         torch_import.read(tmp_path / "a.pth")

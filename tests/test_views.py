@@ -5,6 +5,7 @@ import pytest
 
 from anchornet_jax import models
 from anchornet_jax.methods import localize, patches, preprocessing, views
+from anchornet_jax.models.pixels import IMAGENET, Pixels
 
 
 @pytest.fixture(scope="module")
@@ -30,11 +31,25 @@ def see(name, localizer, images, **kwargs):
 
 def test_normalise():
     pixels = np.array([[[[0, 128, 255]]]], np.uint8)
-    mean, std = preprocessing.MEAN, preprocessing.STD
-    wanted = (np.array([0, 128, 255]) / 255 - mean) / std
+    wanted = (np.array([0, 128, 255]) / 255 - IMAGENET.mean) / IMAGENET.std
     np.testing.assert_allclose(
         preprocessing.normalise(pixels)[0, 0, 0], wanted, rtol=1e-5
     )
+
+
+class Symmetric:
+    """A network that wants pixels from -1 to 1."""
+
+    pixels = Pixels((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+
+
+@pytest.mark.parametrize("name", views.VIEWS)
+def test_normalised_for_the_network_that_looks(name, localizer, images):
+    """The localiser still sees the images its own way: the patches are the same."""
+    own, _ = see(name, localizer, images, network=Symmetric())
+    usual, _ = see(name, localizer, images)
+    wanted = np.asarray(usual) * IMAGENET.std + IMAGENET.mean
+    np.testing.assert_allclose((own + 1) / 2, wanted, atol=1e-5)
 
 
 def test_full(localizer, images):

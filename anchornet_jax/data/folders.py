@@ -19,6 +19,8 @@ from absl import logging
 from anchornet_jax.runtime import text
 
 FORMATS = (".jpg", ".jpeg", ".png")
+VALIDATION = ("val", "validation")  # what people call it
+CALIBRATION, TEST = 10, 20  # percent of `train`, where there is no split for it
 
 
 class Folder:
@@ -84,6 +86,38 @@ def open_folder(root: str) -> Folder:
         )
     _check_classes(root, splits, examples)
     return Folder(examples)
+
+
+def find_splits(root: str) -> dict[str, str]:
+    """Say by the names of a folder's splits what each of them is for.
+
+    Returns:
+      {`train_split`, `calibration_split`, `test_split`: split}. Images to test on are in
+      `test`, or else in `val` or `validation`; images to calibrate on in `calibration`,
+      or in `val` where that is not the test. What is missing is cut off from `train`.
+
+    Raises:
+      ValueError: for a folder without images, or without `train`.
+    """
+    known = open_folder(root).info.splits
+    if "train" not in known:
+        raise ValueError(
+            f"`name` is 'folder:{root}', which has the splits {', '.join(known)} and no "
+            "'train'; give `config.train_split` and the others"
+        )
+    validation = [name for name in VALIDATION if name in known]
+    test = [name for name in ("test", *validation) if name in known][:1]
+    calibration = [name for name in ("calibration", *validation) if name in known]
+    calibration = [name for name in calibration if name not in test][:1]
+    first = 0 if calibration else CALIBRATION
+    last = first + (0 if test else TEST)
+    found = {
+        "train_split": f"train[{last}%:]" if last else "train",
+        "calibration_split": calibration[0] if calibration else f"train[:{first}%]",
+        "test_split": test[0] if test else f"train[{first}%:{last}%]",
+    }
+    logging.info("folder:%s: %s", root, found)
+    return found
 
 
 class _Unread:

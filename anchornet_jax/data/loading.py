@@ -103,6 +103,20 @@ def prepare(
     return Source(builder, image_size, augment, flip, resize, bad_images)
 
 
+def find_splits(name: str) -> dict[str, str]:
+    """Return the splits of a data set that a config need not give: a folder's.
+
+    Args:
+      name: as of `prepare`.
+
+    Returns:
+      As `folders.find_splits`; of other data sets nothing.
+    """
+    if not name.startswith(datasets.FOLDER):
+        return {}
+    return folders.find_splits(name.removeprefix(datasets.FOLDER))
+
+
 def training(
     source: Source, split: str, *, batch_size: int, seed: int, first_step: int = 0
 ) -> Iterator[dict[str, np.ndarray]]:

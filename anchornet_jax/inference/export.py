@@ -34,7 +34,8 @@ from anchornet_jax.inference import (
     stopping,
 )
 from anchornet_jax.methods import method as protocol
-from anchornet_jax.methods import preprocessing, registry
+from anchornet_jax.methods import registry
+from anchornet_jax.models import pixels
 from anchornet_jax.runtime import checkpoint, files, networks, workdir
 
 FORMAT = 2  # of metadata.json and the steps; newer ones are refused
@@ -329,12 +330,22 @@ def _describe(method, image_size, resize) -> dict:
             "image_size": image_size,
             "resize": resize,
             "resize_rule": RESIZE,
-            "mean": preprocessing.MEAN,
-            "std": preprocessing.STD,
+            **_pixels(method),
             "input_sizes": method.input_sizes(image_size),
         },
         "macs": protocol.costs(method, image_size),
         "platforms": serialised.PLATFORMS,
+    }
+
+
+def _pixels(method) -> dict:
+    """Return the mean and deviation by which each role's network sees, white as 1."""
+    expected = {
+        role: pixels.of(network.model) for role, network in method.networks.items()
+    }
+    return {
+        name: {role: getattr(own, name) for role, own in expected.items()}
+        for name in pixels.Pixels._fields
     }
 
 

@@ -152,9 +152,10 @@ class AnchorNet:
         )
 
     def _glance(self, variables, pixels, rows, state, t):
-        images = preprocessing.normalise(patches.take(pixels, rows))
+        model = self.networks["glance"].model
+        images = preprocessing.normalise(patches.take(pixels, rows), model)
         small = patches.resize(images, self.patch_size)
-        logits, _ = self.networks["glance"].model.apply(variables["glance"], small)
+        logits, _ = model.apply(variables["glance"], small)
         return self._answer(state, logits, jnp.ones((small.shape[0], 1), jnp.float32))
 
     def _look(self, variables, pixels, rows, state, t):
@@ -175,8 +176,9 @@ class AnchorNet:
         cut = patches.crop_scales(
             pixels, corner, state["branch"], self.sizes, self.patch_size, rows
         )
-        patch = preprocessing.normalise(cut[:, 0])
-        logits, _ = self.networks["patch"].model.apply(variables["patch"], patch)
+        model = self.networks["patch"].model
+        patch = preprocessing.normalise(cut[:, 0], model)
+        logits, _ = model.apply(variables["patch"], patch)
         exists = state["valid"][place][:, None].astype(jnp.float32)
         return self._answer(state, logits, exists)
 

@@ -106,7 +106,7 @@ def look(model, variables, images: jax.Array):
     if isinstance(model, Heuristic):
         maps = [HEURISTICS[model.name](images, field) for field in model.fields]
         return None, jnp.zeros(images.shape[:1], jnp.int32), maps
-    _, out = model.apply(variables, preprocessing.normalise(images))
+    _, out = model.apply(variables, preprocessing.normalise(images, model))
     logits, branch = model.classify(variables, out)
     return logits, branch, model.contributions(variables, out, logits.argmax(-1))
 

@@ -103,7 +103,7 @@ class MultiExit:
         if exit:
             carried = {name: state[name] for name in model.carries(exit - 1)}
         else:
-            carried = preprocessing.normalise(patches.take(pixels, rows))
+            carried = preprocessing.normalise(patches.take(pixels, rows), model)
         left, logits = _advance(model, exit)(variables[ROLE], carried)
         return {**state, **left}, logits.astype(jnp.float32)
 

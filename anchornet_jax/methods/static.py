@@ -67,8 +67,9 @@ class Static:
         """Return None: no part of the image was chosen."""
 
     def _run(self, variables, pixels, rows, state, t):
-        images = preprocessing.normalise(patches.take(pixels, rows))
+        model = self.networks[ROLE].model
+        images = preprocessing.normalise(patches.take(pixels, rows), model)
         if self.input_size:
             images = patches.resize(images, self.input_size)
-        logits, _ = self.networks[ROLE].model.apply(variables[ROLE], images)
+        logits, _ = model.apply(variables[ROLE], images)
         return state, logits.astype(jnp.float32)

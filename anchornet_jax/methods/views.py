@@ -19,7 +19,11 @@ from anchornet_jax.methods import localize, patches, preprocessing
 
 
 def cut(
-    model, images: jax.Array, found: localize.Localization, branch: int = 0
+    model,
+    images: jax.Array,
+    found: localize.Localization,
+    branch: int = 0,
+    network=None,
 ) -> jax.Array:
     """Cut the localised patches out, as the networks see them: normalised.
 
@@ -29,34 +33,36 @@ def cut(
       found: from `localize`.
       branch: as it was given there. With one, patches keep its size; else those of other
         sizes are brought to `model.field`'s, so that one network takes all of them.
+      network: that will look at them, see `preprocessing.normalise`.
 
     Returns:
       [B, K, P, P, 3].
     """
     if branch:
-        return preprocessing.normalise(patches.crop(images, found.corners, branch))
+        cropped = patches.crop(images, found.corners, branch)
+        return preprocessing.normalise(cropped, network)
     sizes = tuple(field.size for field in model.fields)
     size = model.field.size
-    return preprocessing.normalise(
-        patches.crop_scales(images, found.corners, found.branch, sizes, size)
-    )
+    scaled = patches.crop_scales(images, found.corners, found.branch, sizes, size)
+    return preprocessing.normalise(scaled, network)
 
 
 def _one(images):
     return images[:, None], jnp.ones((len(images), 1), bool)
 
 
-def _full(images, keys, variables, **_):
-    return _one(preprocessing.normalise(images))
+def _full(images, keys, variables, *, network, **_):
+    return _one(preprocessing.normalise(images, network))
 
 
-def _resized(images, keys, variables, *, localizer, **_):
-    return _one(patches.resize(preprocessing.normalise(images), localizer.field.size))
+def _resized(images, keys, variables, *, localizer, network, **_):
+    pixels = preprocessing.normalise(images, network)
+    return _one(patches.resize(pixels, localizer.field.size))
 
 
-def _patches(images, keys, variables, *, localizer, branch, **selection):
+def _patches(images, keys, variables, *, localizer, network, branch, **selection):
     found = localize.localize(localizer, variables, images, branch=branch, **selection)
-    return cut(localizer, images, found, branch), found.valid
+    return cut(localizer, images, found, branch, network), found.valid
 
 
 def random_corners(keys: jax.Array, height: int, width: int, size: int, k: int):
@@ -76,12 +82,11 @@ def random_corners(keys: jax.Array, height: int, width: int, size: int, k: int):
     return draw(keys, limit)
 
 
-def _random(images, keys, variables, *, localizer, k, branch, **_):
+def _random(images, keys, variables, *, localizer, network, k, branch, **_):
     size = branch or localizer.field.size
     corners = random_corners(keys, *images.shape[1:3], size, k)
-    return preprocessing.normalise(patches.crop(images, corners, size)), jnp.ones(
-        corners.shape[:2], bool
-    )
+    pixels = preprocessing.normalise(patches.crop(images, corners, size), network)
+    return pixels, jnp.ones(corners.shape[:2], bool)
 
 
 VIEWS = {
@@ -96,6 +101,7 @@ def make(
     name: str,
     localizer,
     *,
+    network=None,
     k: int = 1,
     iou_threshold: float = 0.3,
     preset: str = "",
@@ -106,6 +112,8 @@ def make(
     Args:
       name: a key of `VIEWS`.
       localizer: its receptive field is the patch; `patches` also runs it.
+      network: that will see the inputs, see `preprocessing.normalise`; the localiser
+        itself sees the images by its own mean and deviation.
       k: patches per image, of `patches` and `random`.
       iou_threshold: of `patches`.
       preset: of `patches`, see `localize`.
@@ -133,6 +141,7 @@ def make(
             keys,
             variables,
             localizer=localizer,
+            network=network,
             k=k,
             iou_threshold=iou_threshold,
             preset=preset,

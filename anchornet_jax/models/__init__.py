@@ -1,8 +1,9 @@
 """The networks by name, and what they have in common.
 
 Every network is called as `logits, out = model.apply(variables, images, train=False)`
-with images [B, H, W, 3], normalised; logits [B, N] are float32 and `out` holds the maps
-that somebody may want. In training a network may have several heads: [B, heads, N].
+with images [B, H, W, 3], normalised as `pixels.of(model)` says; logits [B, N] are float32
+and `out` holds the maps that somebody may want. In training a network may have several
+heads: [B, heads, N].
 A name stands for a class and its arguments, nothing more:
 
     model = models.create("anchornet", num_classes=1000)
@@ -15,7 +16,8 @@ from flax import linen as nn
 from anchornet_jax.models.anchornet import AnchorNet
 from anchornet_jax.models.anchornet_2020 import MultiScaleAnchorNet
 from anchornet_jax.models.densenet import DenseNet
-from anchornet_jax.models.mobilenet import EfficientNet, MobileNetV3
+from anchornet_jax.models.efficientnet import EfficientNet, EfficientNetLite
+from anchornet_jax.models.mobilenet import MobileNetV3
 from anchornet_jax.models.msdnet import MSDNet
 from anchornet_jax.models.ranet import RANet
 from anchornet_jax.models.regnet import RegNet
@@ -47,6 +49,12 @@ MODELS = {  # name: (class, arguments)
     "efficientnet_b1": (EfficientNet, {"depth": 1.1}),
     "efficientnet_b2": (EfficientNet, {"width": 1.1, "depth": 1.2, "dropout": 0.3}),
     "efficientnet_b3": (EfficientNet, {"width": 1.2, "depth": 1.4, "dropout": 0.3}),
+    "efficientnet_lite0": (EfficientNetLite, {}),
+    "efficientnet_lite1": (EfficientNetLite, {"depth": 1.1}),
+    "efficientnet_lite2": (
+        EfficientNetLite,
+        {"width": 1.1, "depth": 1.2, "dropout": 0.3},
+    ),
     "regnet_y_400mf": (
         RegNet,
         {"depth": 16, "w0": 48, "wa": 27.89, "wm": 2.09, "group_width": 8},

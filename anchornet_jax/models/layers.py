@@ -22,6 +22,7 @@ from jax import lax
 KAIMING = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 KAIMING_IN = nn.initializers.variance_scaling(2.0, "fan_in", "normal")
 TORCH_LINEAR = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+SAME = "same"  # padding as TensorFlow's networks have it, see `same_padding`
 BLOCK = 32  # channels per dense convolution; on CPU 64 and 128 are slower, 16 no faster
 
 
@@ -193,8 +194,28 @@ grouped.defvjp(
 )
 
 
+def same_padding(size: int, kernel: int, stride: int) -> tuple[int, int]:
+    """Return the zeros before and after `size` pixels for ceil(size / stride) results.
+
+    TensorFlow's SAME. Where their number is odd, the last one comes after: a strided
+    3x3 convolution has none before and one after at even sizes, one of each at odd ones.
+    """
+    needed = (-(-size // stride) - 1) * stride + kernel
+    zeros = max(needed - size, 0)
+    return zeros // 2, zeros - zeros // 2
+
+
+def _pad_same(x, kernel, stride):
+    """Return x, padded where sides differ, and the padding that all sides still need."""
+    sides = [same_padding(n, kernel, stride) for n in x.shape[1:3]]
+    (first, _), _ = sides
+    if all(side == (first, first) for side in sides):
+        return x, first
+    return jnp.pad(x, ((0, 0), *sides, (0, 0))), 0
+
+
 class Conv(nn.Module):
-    """Square 2-D convolution; `padding` zeros on every side, none by default.
+    """Square 2-D convolution; `padding` zeros on every side, none by default, or `SAME`.
 
     Parameters: `kernel` [k, k, C / groups, features] and, if asked for, `bias`.
     """
@@ -202,7 +223,7 @@ class Conv(nn.Module):
     features: int
     kernel: int = 1
     stride: int = 1
-    padding: int = 0
+    padding: int | str = 0
     groups: int = 1
     use_bias: bool = False
     dtype: jnp.dtype = jnp.float32
@@ -227,14 +248,17 @@ class Conv(nn.Module):
         return x if bias is None else x + bias[None, None, None]
 
     def _convolve(self, x, kernel):
-        if self.kernel == 1 and self.groups == 1 and self.padding == 0:
+        padding = self.padding
+        if padding == SAME:
+            x, padding = _pad_same(x, self.kernel, self.stride)
+        if self.kernel == 1 and self.groups == 1 and padding == 0:
             return x[:, :: self.stride, :: self.stride] @ kernel[0, 0]
         if self.groups == x.shape[-1] == self.features:
-            return depthwise(x, kernel, self.stride, self.padding)
+            return depthwise(x, kernel, self.stride, padding)
         if self.groups > 1:
-            return grouped(x, kernel, self.stride, self.padding, self.groups)
+            return grouped(x, kernel, self.stride, padding, self.groups)
         return native_convolution(
-            x, kernel, stride=self.stride, padding=self.padding, groups=1
+            x, kernel, stride=self.stride, padding=padding, groups=1
         )
 
 

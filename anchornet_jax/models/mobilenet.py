@@ -1,12 +1,11 @@
-"""MobileNetV3 and EfficientNet: one block, two tables.
+"""MobileNetV3, and the block that it shares with EfficientNet.
 
-Searching for MobileNetV3 (Howard et al., 2019), Table 1, and EfficientNet (Tan and Le,
-2019), Table 1. Initialisation, dropout and stochastic depth are torchvision's.
+Searching for MobileNetV3 (Howard et al., 2019), Table 1. Initialisation and dropout are
+torchvision's.
 """
 
 import functools
 import itertools
-import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -29,6 +28,9 @@ class MBConv(nn.Module):
       activation: follows the expansion and the depthwise convolution.
       excite: makes the squeeze-excite layer, given its name; or None.
       drop: applied to what is added to the input.
+      padding: of the depthwise convolution; None for half its kernel.
+      names: (convolution, BatchNorm) of the expansion, the depthwise convolution and the
+        projection; torchvision's, numbered through what there is, where it is empty.
     """
 
     conv_bn: Callable
@@ -39,30 +41,37 @@ class MBConv(nn.Module):
     activation: Callable
     excite: Callable | None = None
     drop: Callable = lambda x: x
+    padding: int | str | None = None
+    names: tuple[tuple[str, str], ...] = ()
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        names = (f"block_{i}" for i in itertools.count())
+        numbered = (f"block_{i}" for i in itertools.count())
 
-        def conv_bn(x, features, **kwargs):
-            name = next(names)
-            return self.conv_bn(x, features, (f"{name}_0", f"{name}_1"), **kwargs)
+        def conv_bn(part, x, features, **kwargs):
+            if self.names:
+                names = self.names[part]
+            else:
+                name = next(numbered)
+                names = (f"{name}_0", f"{name}_1")
+            return self.conv_bn(x, features, names, **kwargs)
 
         y = x
         if self.expanded != x.shape[-1]:
-            y = self.activation(conv_bn(y, self.expanded))
+            y = self.activation(conv_bn(0, y, self.expanded))
         y = conv_bn(
+            1,
             y,
             self.expanded,
             kernel=self.kernel,
             stride=self.stride,
-            padding=self.kernel // 2,
+            padding=self.kernel // 2 if self.padding is None else self.padding,
             groups=self.expanded,
         )
         y = self.activation(y)
         if self.excite:
-            y = self.excite(name=next(names))(y)
-        y = conv_bn(y, self.out)
+            y = self.excite(name=next(numbered))(y)
+        y = conv_bn(2, y, self.out)
         return x + self.drop(y) if self.stride == 1 and x.shape == y.shape else y
 
 
@@ -140,126 +149,41 @@ class MobileNetV3(nn.Module):
             gate=nn.hard_sigmoid,
             dtype=self.dtype,
         )
-        scaled = functools.partial(_scaled, factor=self.width)
-        x = _stem(conv_bn, images, scaled(16), nn.hard_swish)
+        wide = functools.partial(scaled, factor=self.width)
+        x = stem(conv_bn, images, wide(16), nn.hard_swish)
         for i, row in enumerate(V3_LARGE, 1):
-            expanded = scaled(row.expanded)
+            expanded = wide(row.expanded)
             squeezed = layers.make_divisible(expanded // 4)
             x = MBConv(
                 conv_bn,
                 kernel=row.kernel,
                 expanded=expanded,
-                out=scaled(row.out),
+                out=wide(row.out),
                 stride=row.stride,
                 activation=row.activation,
                 excite=functools.partial(excite, squeezed) if row.excite else None,
                 name=f"features_{i}",
             )(x)
-        x, pooled = _head(conv_bn, x, 6, f"features_{i + 1}", nn.hard_swish)
+        x, pooled = head(conv_bn, x, 6, f"features_{i + 1}", nn.hard_swish)
         dense = functools.partial(nn.Dense, kernel_init=nn.initializers.normal(0.01))
-        hidden = nn.hard_swish(dense(scaled(1280), name="classifier_0")(pooled))
+        hidden = nn.hard_swish(dense(wide(1280), name="classifier_0")(pooled))
         hidden = nn.Dropout(self.dropout, deterministic=not train)(hidden)
         return dense(self.num_classes, name="classifier_3")(hidden), {"features": x}
 
 
-class EfficientRow(NamedTuple):
-    """One row of EfficientNet, Table 1: expansion, kernel, stride, channels, layers."""
-
-    expansion: int
-    kernel: int
-    stride: int
-    out: int
-    depth: int
-
-
-EFFICIENT_B0 = (
-    EfficientRow(1, 3, 1, 16, 1),
-    EfficientRow(6, 3, 2, 24, 2),
-    EfficientRow(6, 5, 2, 40, 2),
-    EfficientRow(6, 3, 2, 80, 3),
-    EfficientRow(6, 5, 1, 112, 3),
-    EfficientRow(6, 5, 2, 192, 4),
-    EfficientRow(6, 3, 1, 320, 1),
-)
-
-
-class EfficientNet(nn.Module):
-    """EfficientNet-B0, or a multiple of it.
-
-    Attributes:
-      num_classes: N.
-      width: factor of all channels.
-      depth: factor of each stage's blocks.
-      dropout: rate before the classifier, in training.
-      stochastic_depth: rate at which the last block is left out in training; it grows
-        linearly from the first block on (Huang et al., 2016, Eq. 4).
-      axis_name: mapped axis over which BatchNorm shares its statistics in training.
-      dtype: type of the computation; parameters, statistics and logits are float32.
-    """
-
-    num_classes: int
-    width: float = 1.0
-    depth: float = 1.0
-    dropout: float = 0.2
-    stochastic_depth: float = 0.2
-    axis_name: str | None = None
-    dtype: jnp.dtype = jnp.float32
-
-    @nn.compact
-    def __call__(
-        self, images: jax.Array, *, train: bool = False
-    ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """Return logits [B, N] and the last map, `{"features": [B, h, w, C]}`.
-
-        Args:
-          images: [B, H, W, 3], normalised.
-          train: use and update the batch's statistics; needs the rng `dropout`.
-        """
-        conv_bn = functools.partial(
-            layers.conv_bn, train=train, axis_name=self.axis_name, dtype=self.dtype
-        )
-        excite = functools.partial(
-            layers.SqueezeExcite, names=("fc1", "fc2"), dtype=self.dtype
-        )
-        dropout = functools.partial(nn.Dropout, deterministic=not train)
-        blocks = [
-            (row, f"features_{stage}_{i}", row.stride if i == 0 else 1)
-            for stage, row in enumerate(EFFICIENT_B0, 1)
-            for i in range(math.ceil(row.depth * self.depth))
-        ]
-        x = _stem(conv_bn, images, _scaled(32, self.width), layers.swish)
-        for i, (row, name, stride) in enumerate(blocks):
-            rate = self.stochastic_depth * i / len(blocks)
-            x = MBConv(
-                conv_bn,
-                kernel=row.kernel,
-                expanded=_scaled(x.shape[-1], row.expansion),
-                out=_scaled(row.out, self.width),
-                stride=stride,
-                activation=layers.swish,
-                excite=functools.partial(excite, x.shape[-1] // 4),
-                drop=dropout(rate, broadcast_dims=(1, 2, 3)),  # whole images
-                name=name,
-            )(x)
-        stage = len(EFFICIENT_B0) + 1
-        x, pooled = _head(conv_bn, x, 4, f"features_{stage}", layers.swish)
-        limit = self.num_classes**-0.5
-        init = lambda *args: nn.initializers.uniform(2 * limit)(*args) - limit
-        dense = nn.Dense(self.num_classes, kernel_init=init, name="classifier_1")
-        return dense(dropout(self.dropout)(pooled)), {"features": x}
-
-
-def _scaled(channels: int, factor: float) -> int:
+def scaled(channels: int, factor: float) -> int:
+    """Return a multiple of the channels, rounded to what can be divided by eight."""
     return layers.make_divisible(channels * factor)
 
 
-def _stem(conv_bn, images, features, activation):
+def stem(conv_bn, images, features: int, activation: Callable) -> jax.Array:
+    """Return the first map, half as large as the images [B, H, W, 3]."""
     names = ("features_0_0", "features_0_1")
     return activation(conv_bn(images, features, names, kernel=3, stride=2, padding=1))
 
 
-def _head(conv_bn, x, expansion, name, activation):
-    """Return the last map and its mean over all places."""
+def head(conv_bn, x, expansion: int, name: str, activation: Callable):
+    """Return the last map [B, h, w, C] and its mean over all places [B, C]."""
     x = conv_bn(x, expansion * x.shape[-1], (f"{name}_0", f"{name}_1"))
     x = activation(x)
     return x, x.mean((1, 2), dtype=jnp.float32)

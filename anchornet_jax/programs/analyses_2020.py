@@ -10,6 +10,8 @@ Patches are selected alike on the heatmap of each localiser: AnchorNet's evidenc
 branch, so the patch size, that AnchorNet chose for the image.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from absl import logging
@@ -104,12 +106,13 @@ def make_step(localizer, full, k: int, iou_threshold: float):
         own, whole = variables
         images = batch["image"]
         classify = lambda pixels: full.apply(whole, pixels)[0].argmax(-1)
-        logits, out = localizer.apply(own, preprocessing.normalise(images))
+        normalise = functools.partial(preprocessing.normalise, model=full)
+        logits, out = localizer.apply(own, preprocessing.normalise(images, localizer))
         result = _of_branches(localizer, own, out)
         found = localize.localize(localizer, own, images, preset=SEPARATE)
         result |= {"corners": found.corners, "valid": found.valid}
         evidence = localizer.contributions(own, out, logits.argmax(-1))
-        result |= _against_rescaling(localizer, evidence, classify, images)
+        result |= _against_rescaling(localizer, evidence, classify, normalise(images))
         size = jnp.array(sizes)[out["branch"]]
         for name, maps in heatmaps(localizer, evidence, images).items():
             selected = [
@@ -121,7 +124,9 @@ def make_step(localizer, full, k: int, iou_threshold: float):
             ]
             _, corners, valid = localize.choose(selected, out["branch"])
             mask = cover(corners, valid, size, *images.shape[1:3])
-            for key_, value in _with_and_without(mask, images, classify).items():
+            for key_, value in _with_and_without(
+                mask, images, lambda kept: classify(normalise(kept))
+            ).items():
                 result[f"{name}/{key_}"] = value
         return result
 
@@ -155,9 +160,8 @@ def _of_branches(localizer, variables, out) -> dict:
     }
 
 
-def _against_rescaling(localizer, evidence, classify, images) -> dict:
+def _against_rescaling(localizer, evidence, classify, pixels) -> dict:
     """Classify one patch, and the whole image at its size, for each branch (Table 4)."""
-    pixels = preprocessing.normalise(images)
     rescaled, localized = [], []
     for heatmap, field in zip(evidence, localizer.fields):
         corners, _ = patches.select(heatmap, field, k=1)
@@ -202,7 +206,7 @@ def _with_and_without(mask, images, classify) -> dict:
     """Classify what is covered, and what is left; pixels elsewhere are 0 (Figure 6)."""
 
     def one(kept):  # [b, H, W]
-        return classify(preprocessing.normalise(images * kept[..., None]))
+        return classify(images * kept[..., None])
 
     masks = mask.swapaxes(0, 1)  # [K, b, H, W]: one after the other, to fit memory
     return {

@@ -10,9 +10,10 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from anchornet_jax import models
-from anchornet_jax.data import loading
+from anchornet_jax.data import datasets, loading
 from anchornet_jax.inference import fitting
 from anchornet_jax.methods import patches, registry, views
+from anchornet_jax.runtime import pretrained
 from anchornet_jax.training import optimizers
 
 LARGEST = 16_384  # px, of an image's side
@@ -71,7 +72,9 @@ def _is_rising(shares) -> bool:
 
 TEXT = Allowed("text", lambda v: isinstance(v, str))
 TRUTH = Allowed("True and False", lambda v: isinstance(v, bool))
-SPLIT = Allowed("a split's name", lambda v: isinstance(v, str) and bool(v.strip()))
+SPLIT = Allowed(  # the empty one: `_check_splits`
+    "a split's name", lambda v: isinstance(v, str) and (not v or bool(v.strip()))
+)
 KEYS = {
     "program": TEXT,  # `pipeline.run` knows them
     "seed": whole(0, 2**32 - 1),
@@ -150,10 +153,23 @@ def check(config: dict, prefix: str = "config") -> None:
             raise ValueError(
                 f"`{prefix}.{key}` is {value!r}; allowed are {allowed.words}"
             )
+    _check_splits(config, prefix)
     _check_network(config, prefix)
+    _check_start(config, prefix)
     _check_resize(config.get("data", {}), prefix)
     for name, stage in config.get("stages", {}).items():
         check(stage, f"{prefix}.stages.{name}")
+
+
+def _check_splits(config: dict, prefix: str) -> None:
+    """Refuse an empty split, unless it can be found in a folder."""
+    folder = config.get("data", {}).get("name", "").startswith(datasets.FOLDER)
+    for key, allowed in KEYS.items():
+        if allowed is SPLIT and config.get(key) == "" and not folder:
+            raise ValueError(
+                f"`{prefix}.{key}` is ''; allowed are {allowed.words}, and '' for one "
+                f"that is found in a folder, with `data.name={datasets.FOLDER}DIRECTORY`"
+            )
 
 
 def _check_network(config: dict, prefix: str) -> None:
@@ -163,6 +179,18 @@ def _check_network(config: dict, prefix: str) -> None:
         raise ValueError(
             f"`{prefix}.model` is {name!r}; choose one of {sorted(models.MODELS)}"
         )
+
+
+def _check_start(config: dict, prefix: str) -> None:
+    """Refuse weights that are not known, or not installed, before hours of others."""
+    start, program = config.get("init_from", ""), config.get("program")
+    if program not in ("train", "given") or not pretrained.named(start):
+        return
+    own = start.removeprefix(pretrained.PREFIX)  # the network that `given` takes
+    try:
+        pretrained.find(start, config.get("model", own) if program == "train" else own)
+    except ValueError as error:
+        raise ValueError(f"`{prefix}.init_from`: {error}") from None
 
 
 def _check_resize(data: dict, prefix: str) -> None:

@@ -25,8 +25,10 @@ from anchornet_jax.programs import (
     predict,
     table_3_2020,
 )
-from anchornet_jax.runtime import files, networks, torch_import, workdir
+from anchornet_jax.runtime import files, networks, pretrained, torch_import, workdir
 from anchornet_jax.training import train
+
+SPLITS = ("train_split", "calibration_split", "test_split")
 
 
 def prepare(config, directory) -> dict:
@@ -97,11 +99,12 @@ def given(config, directory) -> dict:
       `network`, its directory.
 
     Raises:
-      ValueError: if `config.init_from` holds no network, or one of other classes.
+      ValueError: if `config.init_from` holds no network, or weights that are not there.
     """
     if not config.init_from:
         raise ValueError("`config.init_from` is empty; give a network's directory")
-    network = networks.load(config.init_from)
+    known = pretrained.named(config.init_from)
+    network = (pretrained.create if known else networks.load)(config.init_from)
     directory = workdir.claim(directory, config.to_dict())
     target, about = directory / train.NETWORK, dict(network.metadata)
     networks.save(target, about.pop("model"), network.variables, **about)
@@ -167,11 +170,25 @@ def pipeline(config, directory) -> dict:
     return summary
 
 
+def _with_splits(config):
+    """Return a copy in which the splits of a folder that were left empty are found."""
+    config, known = config.copy_and_resolve_references(), {}
+    for one in (config, *config.stages.values()):
+        name = one.data.name
+        if all(one[key] for key in SPLITS) or not isinstance(name, str):
+            continue
+        if name not in known:
+            known[name] = loading.find_splits(name)
+        for key, split in known[name].items():
+            one[key] = one[key] or split
+    return config
+
+
 def _check_splits(config) -> None:
     """Raise ValueError for a split that some stage needs and the data does not have."""
     for name, one in config.stages.items():
         source = loading.prepare(**one.data)
-        for key in ("train_split", "calibration_split", "test_split"):
+        for key in SPLITS:
             try:
                 source.examples(one[key])
             except ValueError as error:
@@ -185,6 +202,7 @@ def stage(config, name: str, directory) -> dict:
     Returns:
       As `run_stage`.
     """
+    config = _with_splits(config)
     directory = workdir.claim(directory, config.to_dict())
     return run_stage(_resolved(config.stages[name], directory), directory / name)
 
@@ -222,7 +240,7 @@ def _resolved(config, directory: pathlib.Path):
         *((method.networks, None) for method in methods),
     ):
         for key in keys or part.keys():
-            if part[key]:
+            if part[key] and not pretrained.named(part[key]):
                 part[key] = str(directory / part[key])
     return config
 
@@ -244,6 +262,7 @@ def run(config, directory) -> dict:
         started with different ones.
     """
     workdir.agree(directory, config.to_dict())
+    config = _with_splits(config)
     checks.check(config.to_dict())
     if config.program not in PROGRAMS:
         raise ValueError(

@@ -69,7 +69,8 @@ class Group:
 
 def _classifier(model):
     def step(variables, batch):
-        logits, _ = model.apply(variables, preprocessing.normalise(batch["image"]))
+        pixels = preprocessing.normalise(batch["image"], model)
+        logits, _ = model.apply(variables, pixels)
         return {"probabilities": jax.nn.softmax(logits)}
 
     return parallel.predict_step(step)

@@ -10,9 +10,7 @@ numbers joined by `_`: `layer1.0.downsample.1.running_var` becomes
 """
 
 import os
-import pickle
 import re
-import struct
 from collections.abc import Mapping
 
 import jax
@@ -20,18 +18,13 @@ import numpy as np
 from flax import linen as nn
 from flax import traverse_util
 
-from anchornet_jax.runtime import checkpoint
+from anchornet_jax.runtime import checkpoint, torch_files
 
 # Where training programs put the weights, beside an epoch or an optimizer's state.
 WRAPPERS = ("net", "model_state_dict", "state_dict")
 # What state dicts hold and nobody needs: a count of steps that BatchNorm reads only
 # without momentum, and the expansion of AnchorNet's first block, which expands nothing.
 UNUSED = re.compile(r".*\.num_batches_tracked|bneck\.0\.(conv1|bn1)\..*")
-# What damaged files were seen to raise in `torch.load`.
-UNREADABLE = (
-    *(OSError, RuntimeError, ValueError, TypeError, LookupError, AttributeError),
-    *(EOFError, AssertionError, pickle.PickleError, struct.error),
-)
 STATISTICS = {"running_mean": "mean", "running_var": "var"}
 
 
@@ -147,7 +140,7 @@ def read(path: str | os.PathLike) -> dict[str, np.ndarray]:
 
     Raises:
       ValueError: if there is no such file, or it is damaged or holds something else.
-      ImportError: if torch, or safetensors, is needed and missing.
+      ImportError: if safetensors is needed and missing.
     """
     path = os.fspath(path)
     if not os.path.isfile(path):
@@ -169,28 +162,20 @@ def _load_safetensors(path: str) -> dict[str, np.ndarray]:
 
 
 def _load_torch(path: str) -> dict[str, np.ndarray]:
-    try:
-        import torch
-    except ImportError:
-        raise ImportError(f"{path} is read with PyTorch: `pip install torch`") from None
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except UNREADABLE as error:
-        named = re.search(r"GLOBAL (\S+)", str(error))
-        problem = (
-            f"holds a Python object ({named[1]}) beside tensors, which loading would run"
-            " as code; save the `state_dict()` of a module, not the module"
-            if named
-            else f"is damaged, or not of `torch.save` ({type(error).__name__})"
-        )
-        raise ValueError(f"{path} {problem}") from None
+    file = torch_files.read(path)
+    state = file.content
     for key in WRAPPERS:
         if isinstance(state, Mapping) and isinstance(state.get(key), Mapping):
             state = state[key]
             break
     if not isinstance(state, Mapping) or not all(
-        isinstance(name, str) and torch.is_tensor(x) for name, x in state.items()
+        isinstance(name, str) and isinstance(x, torch_files.Tensor)
+        for name, x in state.items()
     ):
         has = f"keys {list(state)}" if isinstance(state, Mapping) else type(state)
         raise ValueError(f"{path} is no state dict, nor holds one in {WRAPPERS}: {has}")
-    return {name: tensor.float().numpy() for name, tensor in state.items()}
+    with np.errstate(over="ignore"):  # infinity is refused where values are checked
+        return {
+            name: array.astype(np.float32, copy=False)
+            for name, array in file.arrays(state).items()
+        }

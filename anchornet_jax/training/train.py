@@ -28,6 +28,7 @@ from anchornet_jax.runtime import (
     networks,
     parallel,
     preemption,
+    pretrained,
     workdir,
 )
 from anchornet_jax.training import objectives, optimizers, train_step
@@ -80,7 +81,7 @@ def plan(config) -> Run:
         )
     else:
         localizer, frozen = models.create("anchornet", len(source.classes)), None
-    view = views.make(localizer=localizer, **config.view)
+    view = views.make(localizer=localizer, network=model, **config.view)
     images = jax.ShapeDtypeStruct((1, *2 * [source.image_size], 3), jnp.uint8)
     keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), 1))
     inputs, _ = jax.eval_shape(view, images, keys, frozen)
@@ -124,9 +125,7 @@ def train(config, directory) -> dict:
     model = run.objective.trained[objectives.NETWORK]
     size = run.objective.input_sizes[objectives.NETWORK]
     if config.init_from:
-        loaded, _ = checkpoint.load_variables(config.init_from)
-        wanted = train_step.shapes(model, size)
-        variables[objectives.NETWORK] = checkpoint.match(loaded, wanted)
+        variables[objectives.NETWORK] = _start(config, model, size)
     state = train_step.create_state(
         run.objective, run.optimizer, config.seed, variables
     )
@@ -165,6 +164,14 @@ def train(config, directory) -> dict:
         accuracy=result["accuracy"],
     )
     return result
+
+
+def _start(config, model, size) -> dict:
+    """Return the variables that the config starts from."""
+    if pretrained.named(config.init_from):
+        return pretrained.load(config.init_from, config.model, model, config.seed)
+    loaded, _ = checkpoint.load_variables(config.init_from)
+    return checkpoint.match(loaded, train_step.shapes(model, size))
 
 
 def _writer(directory):
