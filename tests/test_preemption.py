@@ -72,6 +72,20 @@ def test_signal_is_given_back():
     assert signal.getsignal(signal.SIGTERM) == before
 
 
+def test_signal_after_the_last_question_is_not_lost():
+    """A pipeline that is told to stop while a training ends does not begin the next."""
+    came = []
+    before = signal.signal(signal.SIGTERM, lambda *_: came.append(1))
+    try:
+        with preemption.watch() as asked:
+            assert not asked(1)
+            signal.raise_signal(signal.SIGTERM)
+            assert not came
+        assert came == [1]
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def test_other_threads_leave_the_signal_alone():
     answers = []
 

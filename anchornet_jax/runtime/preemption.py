@@ -24,8 +24,9 @@ class Preempted(Exception):
 def watch():
     """Yield `asked(step) -> bool`: has any host been sent SIGTERM?
 
-    Inside the block the signal ends nothing. Every host asks after every step and gets
-    the same answer for the same step. Outside the main thread, where Python handles no
+    Inside the block the signal ends nothing; one that came after the last question has its
+    usual effect at the end of the block. Every host asks after every step and gets the
+    same answer for the same step. Outside the main thread, where Python handles no
     signals, the answer is always no and the signal keeps its effect.
     """
     if jax.process_count() > 1:
@@ -36,9 +37,18 @@ def watch():
     if threading.current_thread() is not threading.main_thread():
         yield lambda step: False
         return
+    told = threading.Event()
+
+    def asked(step):
+        if came.is_set():
+            told.set()
+        return came.is_set()
+
     before = signal.signal(signal.SIGTERM, lambda *_: came.set())
     try:
-        yield lambda step: came.is_set()
+        yield asked
     finally:
         # None: whoever handled it was not Python, and cannot be put back.
         signal.signal(signal.SIGTERM, signal.SIG_DFL if before is None else before)
+        if came.is_set() and not told.is_set():
+            signal.raise_signal(signal.SIGTERM)
