@@ -148,7 +148,10 @@ class Loop:
             state, _ = self._step(t, self._images[:size], state)
 
     def prepare(self, repeats: int = 3) -> None:
-        """Measure every step at every halved batch: the table of what shrinking pays."""
+        """Measure every step at the halved batches: the table of what shrinking pays.
+
+        Halved down to a sixteenth; each size is a compilation of every step.
+        """
         sizes = [self._batch]
         while sizes[-1] > max(1, self._batch // 16):
             sizes.append(-(-sizes[-1] // 2))
