@@ -71,6 +71,9 @@ def get_config() -> ml_collections.ConfigDict:
     config.method.networks = ml_collections.ConfigDict()  # {role: directory}
     config.references = ml_collections.ConfigDict()  # {name: like method}; _ is a space
     config.rule = "thresholds"  # when to stop: geometric | thresholds | value
+    config.fusion = (
+        "sum"  # | fitted: weights of the method's sources; inference/fusion.py
+    )
     config.budgets = 20  # points of the budgeted curve
     config.timing = ml_collections.ConfigDict()  # of the engine, milliseconds per image
     config.timing.images = 4096  # test images to measure with; 0: nothing is measured

@@ -137,6 +137,7 @@ def _described(config) -> tuple[dict, dict]:
     try:
         there = workdir.read_config(config.evaluation)
         method, data = there["method"], there["data"]
+        fitted = fitted_arguments(config.evaluation)
     except (ValueError, KeyError) as error:
         raise ValueError(
             f"`config.evaluation` is {config.evaluation!r}, which holds no evaluation: "
@@ -147,7 +148,17 @@ def _described(config) -> tuple[dict, dict]:
             f"`config.evaluation` is {config.evaluation!r}, which evaluated something "
             f"else: `method` is {_plain(method)} there, {_plain(own[0])} here"
         )
-    return method, data
+    return method | fitted, data
+
+
+def fitted_arguments(directory) -> dict:
+    """Return the arguments of a method that its evaluation fitted: `weights`, or none.
+
+    Raises:
+      ValueError: for a directory that holds no evaluation.
+    """
+    found = results.read(directory).method
+    return {"weights": found["weights"]} if found.get("weights") else {}
 
 
 def _plain(method: dict) -> dict:
@@ -290,9 +301,11 @@ def _evaluation(directory, method, image_size):
             f"evaluation ({type(error).__name__}: {error})"
         ) from None
     macs = "multiply-adds of the exits"
-    found = {**summary.method, "classes": summary.classes, macs: table.cost.tolist()}
+    name = registry.name(method)
+    found = registry.defaults(name) | summary.method  # older ones knew fewer arguments
+    found |= {"classes": summary.classes, macs: table.cost.tolist()}
     wanted = {
-        "name": registry.name(method),
+        "name": name,
         **method.arguments,
         "networks": digests(method),
         "classes": protocol.classes(method),

@@ -10,7 +10,11 @@ import math
 import os
 import pathlib
 
+import numpy as np
+
 from anchornet_jax.runtime import files
+
+BINS = 15  # of a reliability, as in its paper
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,6 +88,60 @@ class Reference:
 
 
 @dataclasses.dataclass(frozen=True)
+class Reliability:
+    """How sure the answers at one exit are, and how often they are right.
+
+    Images are put into bins of equal width by their confidence (Guo et al., On
+    Calibration of Modern Neural Networks, 2017); bins without images are left out.
+
+    Attributes:
+      confidence: [bins] mean.
+      accuracy: [bins].
+      share: [bins] of the images.
+    """
+
+    confidence: list[float]
+    accuracy: list[float]
+    share: list[float]
+
+    @property
+    def error(self) -> float:
+        """Return the expected calibration error."""
+        bins = zip(self.confidence, self.accuracy, self.share)
+        return sum(share * abs(sure - right) for sure, right, share in bins)
+
+    def to_json(self) -> dict:
+        """Return plain data."""
+        return vars(self)
+
+    @classmethod
+    def from_json(cls, data: dict, key: str = "reliability") -> "Reliability":
+        """Read what `to_json` returned; raise ValueError as `Point.from_json`."""
+        data = _checked(data, RELIABILITY, key)
+        return cls(**{name: data[name] for name in RELIABILITY})
+
+
+def reliability(confidence: np.ndarray, correct: np.ndarray) -> list[Reliability]:
+    """Return the reliability of each exit.
+
+    Args:
+      confidence: [n, E] in [0, 1].
+      correct: [n, E] bool.
+    """
+    found = []
+    for sure, right in zip(np.transpose(confidence), np.transpose(correct)):
+        place = np.minimum((sure * BINS).astype(int), BINS - 1)
+        counts = np.bincount(place, minlength=BINS)
+        some = counts > 0
+        mean = [
+            (np.bincount(place, values, BINS)[some] / counts[some]).clip(0, 1).tolist()
+            for values in (sure, right)
+        ]
+        found.append(Reliability(*mean, (counts[some] / len(sure)).tolist()))
+    return found
+
+
+@dataclasses.dataclass(frozen=True)
 class Evaluation:
     """All that an evaluation of one method found.
 
@@ -97,6 +155,7 @@ class Evaluation:
       references: other methods, by the name that figures give them.
       box_coverage: mean share of the object's box inside the first region that was
         chosen; None where the data has no boxes or nothing is chosen.
+      reliability: of each exit, on the test images.
       exit_time_ms: what leaving at each exit costs at full batches; None: not measured.
       device: on which times were measured.
       seconds: {stage: seconds} of a pipeline.
@@ -110,6 +169,7 @@ class Evaluation:
     budgeted: list[Point]
     references: dict[str, Reference] = dataclasses.field(default_factory=dict)
     box_coverage: float | None = None
+    reliability: list[Reliability] | None = None
     exit_time_ms: list[float] | None = None
     device: str | None = None
     seconds: dict[str, float] | None = None
@@ -120,6 +180,8 @@ class Evaluation:
         for name in ("anytime", "budgeted"):
             data[name] = [point.to_json() for point in data[name]]
         data["references"] = {k: v.to_json() for k, v in self.references.items()}
+        if self.reliability is not None:
+            data["reliability"] = [found.to_json() for found in self.reliability]
         return data
 
     @classmethod
@@ -138,6 +200,11 @@ class Evaluation:
             name: Reference.from_json(found, f"summary.references.{name}")
             for name, found in (data["references"] or {}).items()
         }
+        if data["reliability"] is not None:
+            data["reliability"] = [
+                Reliability.from_json(found, f"summary.reliability[{i}]")
+                for i, found in enumerate(data["reliability"])
+            ]
         for stage, seconds in (data["seconds"] or {}).items():
             _checked(seconds, "number", f"summary.seconds.{stage}")
         return cls(**data)
@@ -188,6 +255,7 @@ POINT = {
     "rule?": {},
 }
 REFERENCE = {"exits": ["text"], "anytime": [{}]}
+RELIABILITY = {name: ["share"] for name in ("confidence", "accuracy", "share")}
 EVALUATION = {
     "data": "text",
     "classes": ["text"],
@@ -197,6 +265,7 @@ EVALUATION = {
     "budgeted": (),
     "references?": {},
     "box_coverage?": "share",
+    "reliability?": [{}],
     "exit_time_ms?": ["number"],
     "device?": "text",
     "seconds?": {},

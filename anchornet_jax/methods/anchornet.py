@@ -5,13 +5,19 @@ that learned nothing are the same method with another localiser. An image that l
 the glance never pays for the localiser: the step after it looks for the patches and
 classifies the first.
 
+Two things go beyond the paper, and are off unless asked for. The localiser has classified
+the whole image by the time that it has localised; with `vote` its answer counts, and has
+an exit of its own before the first patch. With `weights` the sum is a weighted one.
+
     method = AnchorNet({"localizer": ..., "glance": ..., "patch": ...}, inputs=5)
 """
 
 import dataclasses
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from anchornet_jax.methods import localize, patches, preprocessing
 from anchornet_jax.methods.method import Regions, Step
@@ -33,6 +39,9 @@ class AnchorNet:
       fuse: what is summed over inputs: `logits` as the authors do, or `probabilities`
         as Algorithm 1 can be read.
       localizer: `network`, or a key of `localize.HEURISTICS`.
+      vote: whether the localiser's logits are summed too; then it is a step.
+      weights: [exits][sources] of the glance's, the localiser's (with `vote`) and the
+        summed patches' logits at each exit; empty for plain sums. See `fusion.fit`.
     """
 
     networks: dict[str, Network]
@@ -40,6 +49,8 @@ class AnchorNet:
     iou_threshold: float = 0.3
     fuse: str = "logits"
     localizer: str = LEARNED
+    vote: bool = False
+    weights: Sequence[Sequence[float]] = ()
 
     def __post_init__(self):
         if self.inputs < 2:
@@ -48,6 +59,25 @@ class AnchorNet:
             )
         if self.fuse not in FUSE:
             raise ValueError(f"`fuse` is {self.fuse!r}; choose one of {FUSE}")
+        if self.vote and self.localizer != LEARNED:
+            raise ValueError(
+                f"`vote` is True; `localizer` is {self.localizer!r}, which knows no classes"
+            )
+        if len(self.weights):
+            self._check_weights()
+
+    def _check_weights(self):
+        shape = len(self.sources), len(set(self.sources))
+        found = np.shape(self.weights) if _is_matrix(self.weights) else None
+        if found != shape or not np.isfinite(self.weights).all():
+            raise ValueError(
+                f"`weights` is {self.weights}; allowed are finite numbers, {shape[0]} "
+                f"exits of {shape[1]} sources, or none for plain sums"
+            )
+        if self.fuse != "logits":
+            raise ValueError(
+                f"`fuse` is {self.fuse!r}; with `weights` allowed is 'logits'"
+            )
 
     @staticmethod
     def roles(localizer: str = LEARNED, **_) -> tuple[str, ...]:
@@ -66,7 +96,14 @@ class AnchorNet:
     def arguments(self) -> dict:
         """Return all but the networks."""
         names = (f.name for f in dataclasses.fields(self) if f.name != "networks")
-        return {name: getattr(self, name) for name in names}
+        weights = [list(map(float, row)) for row in self.weights]  # as JSON holds them
+        return {name: getattr(self, name) for name in names} | {"weights": weights}
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """Return the role of the network whose logits each step adds."""
+        own = ("localizer",) if self.vote else ()
+        return ("glance", *own, *(self.inputs - 1) * ("patch",))
 
     @property
     def model(self):
@@ -87,11 +124,17 @@ class AnchorNet:
 
     @property
     def steps(self) -> tuple[Step, ...]:
-        """Return the glance, localisation with the first patch, and the other patches."""
+        """Return the glance, localisation with the first patch, and the other patches.
+
+        With `vote` localisation is a step without a patch.
+        """
         looks = tuple(r for r in self.roles(self.localizer) if r != "glance")
         glance = Step("glance", ("glance",), self._glance)
-        look = Step("look", looks, self._look)
         patch = Step("patch", ("patch",), self._patch)
+        if self.vote:
+            localize = Step("localize", ("localizer",), self._vote)
+            return (glance, localize, *(self.inputs - 1) * (patch,))
+        look = Step("look", looks, self._look)
         return (glance, look, *(self.inputs - 2) * (patch,))
 
     def start(self, count: int, image_size: int) -> dict:
@@ -100,7 +143,7 @@ class AnchorNet:
         names = next(iter(self.networks.values())).model.num_classes
         grid = [max(n) for n in zip(*(f.grid(*2 * [image_size]) for f in self.fields))]
         return {
-            "total": jnp.zeros((count, names), jnp.float32),
+            "total": jnp.zeros((count, self._sums, names), jnp.float32),
             "seen": jnp.zeros((count, 1), jnp.float32),
             "corners": jnp.zeros((count, k, 2), jnp.int32),
             "valid": jnp.zeros((count, k), bool),
@@ -122,6 +165,8 @@ class AnchorNet:
             else 0
             for role in ("glance", "patch", "localizer")
         )
+        if self.vote:
+            return [glance, localizer, *(self.inputs - 1) * [patch]]
         return [glance, localizer + patch, *(self.inputs - 2) * [patch]]
 
     def input_sizes(self, image_size: int) -> dict[str, int]:
@@ -140,7 +185,8 @@ class AnchorNet:
         patch = jnp.concatenate([corners, corners + sizes[:, None, None]], -1)
         patch = jnp.where(state["valid"][..., None], patch, -1)
         whole = jnp.array([0, 0, image_size, image_size], jnp.int32)
-        glance = jnp.broadcast_to(whole[None, None], (corners.shape[0], 1, 4))
+        wholes = 1 + self.vote  # the localiser sees the whole image as well
+        glance = jnp.broadcast_to(whole[None, None], (corners.shape[0], wholes, 4))
         # Location (i, j) stands for the patch whose centre is i S + P / 2.
         first = (sizes - strides) / 2
         rows, columns = state["heatmap"].shape[1:]
@@ -156,9 +202,17 @@ class AnchorNet:
         images = preprocessing.normalise(patches.take(pixels, rows), model)
         small = patches.resize(images, self.patch_size)
         logits, _ = model.apply(variables["glance"], small)
-        return self._answer(state, logits, jnp.ones((small.shape[0], 1), jnp.float32))
+        return self._answer(state, "glance", logits, _always(t), t)
 
     def _look(self, variables, pixels, rows, state, t):
+        state, _ = self._localize(variables, pixels, rows, state)
+        return self._patch(variables, pixels, rows, state, t)
+
+    def _vote(self, variables, pixels, rows, state, t):
+        state, logits = self._localize(variables, pixels, rows, state)
+        return self._answer(state, "localizer", logits, _always(t), t)
+
+    def _localize(self, variables, pixels, rows, state):
         found = localize.localize(
             self.model,
             variables.get("localizer"),
@@ -167,11 +221,10 @@ class AnchorNet:
             iou_threshold=self.iou_threshold,
         )
         own = {name: getattr(found, name) for name in ("corners", "valid", "branch")}
-        state = {**state, **own, "heatmap": found.heatmap}
-        return self._patch(variables, pixels, rows, state, t)
+        return {**state, **own, "heatmap": found.heatmap}, found.logits
 
     def _patch(self, variables, pixels, rows, state, t):
-        place = jnp.arange(t.shape[0]), t - 1
+        place = jnp.arange(t.shape[0]), t - 1 - self.vote
         corner = state["corners"][place][:, None]  # [b, 1, 2]
         cut = patches.crop_scales(
             pixels, corner, state["branch"], self.sizes, self.patch_size, rows
@@ -180,13 +233,31 @@ class AnchorNet:
         patch = preprocessing.normalise(cut[:, 0], model)
         logits, _ = model.apply(variables["patch"], patch)
         exists = state["valid"][place][:, None].astype(jnp.float32)
-        return self._answer(state, logits, exists)
+        return self._answer(state, "patch", logits, exists, t)
 
-    def _answer(self, state, logits, exists):
+    @property
+    def _sums(self) -> int:
+        """Return how many sums are kept: one, or one per source to be weighted."""
+        return len(set(self.sources)) if len(self.weights) else 1
+
+    def _answer(self, state, source, logits, exists, t):
         """Add the evidence of inputs that exist [b, 1]; answer by the sum so far."""
         if self.fuse == "probabilities":
             logits = jax.nn.softmax(logits)
-        total = state["total"] + logits * exists
+        own = list(dict.fromkeys(self.sources)).index(source) if self._sums > 1 else 0
+        total = state["total"].at[:, own].add(logits * exists)
         seen = state["seen"] + exists
         state = {**state, "total": total, "seen": seen}
+        if self._sums > 1:
+            weights = jnp.asarray(self.weights, jnp.float32)[t]  # [b, sources]
+            return state, (weights[..., None] * total).sum(1)
+        total = total[:, 0]
         return state, jnp.log(total / seen) if self.fuse == "probabilities" else total
+
+
+def _always(t):
+    return jnp.ones((t.shape[0], 1), jnp.float32)
+
+
+def _is_matrix(rows) -> bool:
+    return len({len(row) for row in rows}) == 1

@@ -68,6 +68,8 @@ class Method(Protocol):
       steps: exit t comes after `steps[t]`.
       arguments: plain data from which, with the networks, `registry.create` makes the
         same method.
+      sources: what each step adds to the answer, by role, where answers are sums of
+        logits that an argument `weights` can weigh (`fusion`); empty where they are not.
     """
 
     networks: dict[str, Network]
@@ -77,6 +79,9 @@ class Method(Protocol):
 
     @property
     def arguments(self) -> dict: ...
+
+    @property
+    def sources(self) -> tuple[str, ...]: ...
 
     def start(self, count: int, image_size: int):
         """Return the state of `count` new images: any pytree of arrays [count, ...]."""
@@ -189,15 +194,19 @@ def decide(logits: jax.Array) -> tuple[jax.Array, jax.Array]:
     return score.max(-1), score.argmax(-1).astype(jnp.int32)
 
 
-def make_table(method: Method) -> Callable:
+def make_table(method: Method, *, logits: bool = False) -> Callable:
     """Return the function that runs every image through every step.
 
     Each distinct step is compiled once, as in the engine, and mapped over the devices.
 
+    Args:
+      method: any.
+      logits: return these as well.
+
     Returns:
       `table(variables, batch)` for uint8 images `batch["image"]` [D, b, H, W, 3]: a
-      dict of `confidence` and `predicted` [D, b, T], and the fields of `Regions` that
-      are not None.
+      dict of `confidence` and `predicted` [D, b, T], the fields of `Regions` that are
+      not None, and with `logits` these [D, b, T, N].
     """
 
     def mapped(step, first):
@@ -206,8 +215,8 @@ def make_table(method: Method) -> Callable:
             state = (
                 method.start(*images.shape[:2]) if first else given["state"]
             )  # [b, ...]
-            state, logits = step.run(variables, images, None, state, t)
-            return state, decide(logits)
+            state, answer = step.run(variables, images, None, state, t)
+            return state, (*decide(answer), *([answer] if logits else []))
 
         return parallel.predict_step(one)
 
@@ -228,12 +237,11 @@ def make_table(method: Method) -> Callable:
             own = {role: variables[role] for role in step.roles}
             given["state"], decision = programs[step](own, given)
             decisions.append(decision)
-        confidence, predicted = (
-            jnp.stack(column, 2) for column in zip(*decisions)
-        )  # [D, b, T]
+        columns = [jnp.stack(column, 2) for column in zip(*decisions)]  # [D, b, T, ...]
+        own = dict(zip(("confidence", "predicted", "logits"), columns))
         found = regions(None, {key: given[key] for key in ("image", "state")})
         found = {key: value for key, value in found.items() if value is not None}
-        return {"confidence": confidence, "predicted": predicted, **found}
+        return own | found
 
     return table
 

@@ -48,6 +48,8 @@ class MultiExit:
         """Return nothing: the network says where its exits are."""
         return {}
 
+    sources = ()  # answers are no sums
+
     @functools.cached_property
     def steps(self) -> tuple[Step, ...]:
         """Return the way to each exit."""

@@ -22,6 +22,13 @@ def name(made: method.Method) -> str:
     return next(key for key, kind in METHODS.items() if kind is type(made))
 
 
+def defaults(name: str) -> dict:
+    """Return the arguments of a method that need not be given, {name: default}."""
+    known = inspect.signature(METHODS[name]).parameters.values()
+    plain = {one.name: one.default for one in known if one.default is not one.empty}
+    return {k: list(v) if isinstance(v, tuple) else v for k, v in plain.items()}
+
+
 def create(name: str, given: Mapping[str, Network], **arguments) -> method.Method:
     """Make a method of its networks, `given` by role.
 

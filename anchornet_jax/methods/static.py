@@ -45,6 +45,8 @@ class Static:
         """Return what makes the same method of the same network."""
         return {"input_size": self.input_size}
 
+    sources = ()  # answers are no sums
+
     @property
     def steps(self) -> tuple[Step, ...]:
         """Return the one step."""

@@ -13,6 +13,7 @@ from anchornet_jax import models
 from anchornet_jax.data import datasets, loading
 from anchornet_jax.inference import fitting
 from anchornet_jax.methods import patches, registry, views
+from anchornet_jax.programs import evaluate
 from anchornet_jax.runtime import pretrained
 from anchornet_jax.training import optimizers
 
@@ -115,6 +116,7 @@ KEYS = {
     "log_every_steps": whole(1),
     "method.name": one_of("", *registry.METHODS),
     "rule": one_of(*fitting.METHODS),
+    "fusion": one_of(*evaluate.FUSIONS),
     "budgets": whole(1),
     "timing.images": whole(0),
     "timing.batch_size": whole(1),

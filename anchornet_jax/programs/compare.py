@@ -92,7 +92,12 @@ def _assembled(config, paths) -> tuple[dict[str, protocol.Method], np.ndarray]:
                     "`config.remeasure` times all on the same images"
                 )
     size = first["data"]["image_size"]
-    methods = {n: export.assemble(one["method"], size) for n, one in configs.items()}
+    methods = {
+        name: export.assemble(
+            one["method"] | export.fitted_arguments(paths[name]), size
+        )
+        for name, one in configs.items()
+    }
     return methods, _images(first, config.timing.images)
 
 

@@ -18,6 +18,7 @@ from anchornet_jax.inference import (
     exit_table,
     export,
     fitting,
+    fusion,
     results,
     stopping,
     timing,
@@ -27,6 +28,7 @@ from anchornet_jax.methods import method as protocol
 from anchornet_jax.methods import registry
 from anchornet_jax.runtime import files, parallel, workdir
 
+FUSIONS = ("sum", FITTED := "fitted")  # of a method's sources
 EXAMPLES = 12  # first images of the test split, for the pictures
 SHOWN = ("predicted", "confidence", "boxes", "heatmap", "extent", "label", "box")
 
@@ -54,8 +56,14 @@ def evaluate(config, directory) -> dict:
         for name, part in config.references.items()
     }
     timing.check(**config.timing)
+    if config.fusion == FITTED and not method.sources:
+        raise ValueError(
+            f"`config.fusion` is {FITTED!r}; {registry.name(method)} has no sum to weigh"
+        )
     directory = workdir.claim(directory, config.to_dict())
 
+    if config.fusion == FITTED:
+        method = _fused(config, source, method)
     run = lambda method, split: _run(config, source, split, method)
     tables = {
         "calibration": _table(run(method, config.calibration_split), method, size)
@@ -84,6 +92,9 @@ def evaluate(config, directory) -> dict:
             for name, table in others.items()
         },
         box_coverage=_box_coverage(found),
+        reliability=results.reliability(
+            tables["test"].confidence, tables["test"].correct
+        ),
     )
     if config.timing.images:
         summary = _timed(config, source, method, references, summary)
@@ -105,6 +116,19 @@ def _run(config, source, split, method) -> dict[str, np.ndarray]:
         batch_size=config.batch_size,
         images=EXAMPLES,
     )
+
+
+def _fused(config, source, method):
+    """Return the method with weights that make the calibration labels most likely."""
+    found = collect.collect(
+        protocol.make_table(method, logits=True),
+        parallel.replicate(protocol.variables(method)),
+        source,
+        config.calibration_split,
+        batch_size=config.batch_size,
+    )
+    weights = fusion.fit(found["logits"], found["label"], method.sources)
+    return dataclasses.replace(method, weights=weights)
 
 
 def _table(found, method, image_size) -> exit_table.ExitTable:
