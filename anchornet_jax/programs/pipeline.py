@@ -235,7 +235,7 @@ def _resolved(config, directory: pathlib.Path):
     config = config.copy_and_resolve_references()
     methods = [config.method, *config.references.values()]
     for part, keys in (
-        (config, ("init_from", "localizer", "evaluation", "source")),
+        (config, ("init_from", "localizer", "teacher", "evaluation", "source")),
         (config.networks, None),
         *((method.networks, None) for method in methods),
     ):
