@@ -200,7 +200,7 @@ def _boxes(root: str, paths: set[str]) -> dict[str, tuple[float, ...]]:
             found = json.loads(opened.read())
     except (ValueError, tf.errors.OpError) as error:
         raise ValueError(f"{text.printable(file)} cannot be read: {error}") from None
-    if not isinstance(found, dict):
+    if not hasattr(found, "items"):
         raise ValueError(f"{text.printable(file)} holds no object {{path: box}}")
     boxes = {}
     for name, box in found.items():

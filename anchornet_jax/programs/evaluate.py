@@ -84,6 +84,7 @@ def evaluate(config, directory) -> dict:
             for name, table in others.items()
         },
         box_coverage=_box_coverage(found),
+        images=len(tables["test"].confidence),
     )
     if config.timing.images:
         summary = _timed(config, source, method, references, summary)

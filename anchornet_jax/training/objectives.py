@@ -86,7 +86,7 @@ def classification(
         with nn.intercept_methods(keep):
             logits, updates = run(
                 model,
-                variables[NETWORK],
+                _still(variables[NETWORK], freeze),
                 inputs,
                 train=True,
                 mutable=["batch_stats"],
@@ -167,7 +167,7 @@ def taught(
     def loss(variables, frozen, images, labels, keys):
         with nn.intercept_methods(keep):
             (_, out), updates = model.apply(
-                variables[NETWORK],
+                _still(variables[NETWORK], freeze),
                 preprocessing.normalise(images, model),
                 train=True,
                 mutable=["batch_stats"],
@@ -247,6 +247,21 @@ def cross_entropy(
         uniform = -jax.nn.log_softmax(logits).mean(-1)
         losses = (1 - label_smoothing) * losses + label_smoothing * uniform
     return losses.sum(-1)
+
+
+def _still(variables, freeze: str):
+    """Return variables of which the frozen parameters have no gradient.
+
+    They would not change anyway; but what comes before all that learns need not be
+    differentiated, which is most of the work where the first blocks are frozen.
+    """
+
+    def still(path, leaf):
+        names = "/".join(key.key for key in path)
+        return jax.lax.stop_gradient(leaf) if optimizers.frozen(freeze, names) else leaf
+
+    params = jax.tree.map_with_path(still, variables["params"])
+    return {**variables, "params": params}
 
 
 def _keep_statistics(freeze: str) -> Callable:
