@@ -103,7 +103,7 @@ def get_config() -> ml_collections.ConfigDict:
 
     # The prediction for images of one's own, by an export.
     config.export = ""  # its directory
-    config.images = ""  # a pattern of files, such as photos/*.jpg
+    config.images = ""  # files as photos/*.jpg, a folder, or a text file of paths
     config.budget = 0.0  # mean multiply-adds per image; 0: the most that was fitted
     config.max_pixels = 64_000_000  # of a file; larger ones are refused
     config.pictures = True  # draw one of each image: where it looked, what it said
