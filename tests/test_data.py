@@ -491,3 +491,23 @@ def test_smallest_area():
         for least in (0.08, 0.5)
     }
     assert min(areas[0.5]) > 4700 and min(areas[0.08]) < 4000
+
+
+def test_inspect(folder, damaged):
+    """Numbers, sizes and classes; what cannot be decoded is an error, or is left out."""
+    source = loading.prepare(f"folder:{folder}", **SMALL)
+    assert loading.inspect(source, "val+train[:0]") == {
+        "images": 9,
+        "smallest": [90, 100],
+        "largest": [90, 114],
+        "classes": {"ant": 3, "bee": 3, "wasp": 3},
+    }
+    with pytest.raises(ValueError, match="cannot be decoded; `config.data.bad_images"):
+        loading.inspect(loading.prepare(f"folder:{damaged}", **SMALL), "val")
+    lenient = loading.prepare(f"folder:{damaged}", bad_images="skip", **SMALL)
+    assert loading.inspect(lenient, "val")["images"] == 9
+
+
+def test_inspect_a_data_set_of_tfds(source):
+    found = loading.inspect(source, "train[:20]")
+    assert found == {"images": 20, "smallest": [224, 224], "largest": [224, 224]}

@@ -82,10 +82,12 @@ class Folder:
             records["box"] = tf.constant(boxes, tf.float32)
         return tf.data.Dataset.from_tensor_slices(records)
 
-    def counts(self, split: str, begin: int, end: int) -> dict[str, int]:
-        """Count the images of each class in a part of a split, in the classes' order."""
+    def counts(self, parts: list[tuple[str, int, int]]) -> dict[str, int]:
+        """Count the images of each class in parts of splits, in the classes' order."""
         found = collections.Counter(
-            label for _, label in self._examples[split][begin:end]
+            label
+            for split, begin, end in parts
+            for _, label in self._examples[split][begin:end]
         )
         return {label: found[label] for label in self._numbers}
 

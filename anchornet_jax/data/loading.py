@@ -29,6 +29,7 @@ AUGMENTATIONS = ("none", "random_resized_crop")
 BAD_IMAGES = ("error", "skip")
 # Record keys that may hold the file name, in order of preference.
 FILE = ("image/filename", "file_name", "tfds_id")
+FIRST = 8  # images of a split that are looked at, for each device
 AHEAD = 64  # batches that may have been begun when one failed
 SHUFFLED = 16_384  # encoded images in the shuffle buffer, about 2 GB of ImageNet
 
@@ -230,6 +231,38 @@ def evaluation(
             len(skipped),
             source.examples(split),
         )
+
+
+def inspect(source: Source, split: str) -> dict:
+    """Read the first images of a split, as evaluation reads them; say what is there.
+
+    Returns:
+      `images`, their number; `smallest` and `largest`, the sides [height, width] in pixels
+      of the files among the first images with the fewest and the most pixels; and of a
+      folder `classes`, {class: number of images}.
+
+    Raises:
+      ValueError: for an unknown split, or images that cannot be read.
+    """
+    found = {"images": source.examples(split)}
+    batch = next(evaluation(source, split, batch_size=FIRST * jax.device_count()))
+    count = int(batch["mask"].sum())
+
+    def sides(record):
+        whole = source._replace(bad_images="skip")
+        image, about = _decoded(whole, record, decode.whole)
+        return tf.shape(image)[:2], about["good"]
+
+    records = datasets.read(source.builder, split).take(count).map(sides)
+    known = [size.tolist() for size, good in records.as_numpy_iterator() if good]
+    if known:
+        found["smallest"], found["largest"] = (
+            end(known, key=math.prod) for end in (min, max)
+        )
+    if isinstance(source.builder, folders.Folder):
+        parts = datasets.resolve(source.builder, split)
+        found["classes"] = source.builder.counts(parts)
+    return found
 
 
 def steps_per_epoch(source: Source, split: str, batch_size: int) -> int:
