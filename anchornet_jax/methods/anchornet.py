@@ -33,6 +33,7 @@ class AnchorNet:
       fuse: what is summed over inputs: `logits` as the authors do, or `probabilities`
         as Algorithm 1 can be read.
       localizer: `network`, or a key of `localize.HEURISTICS`.
+      heatmap: of the network that localises, a key of `localize.HEATMAPS`.
     """
 
     networks: dict[str, Network]
@@ -40,6 +41,7 @@ class AnchorNet:
     iou_threshold: float = 0.3
     fuse: str = "logits"
     localizer: str = LEARNED
+    heatmap: str = "predicted"
 
     def __post_init__(self):
         if self.inputs < 2:
@@ -48,6 +50,7 @@ class AnchorNet:
             )
         if self.fuse not in FUSE:
             raise ValueError(f"`fuse` is {self.fuse!r}; choose one of {FUSE}")
+        localize.check_heatmap(self.heatmap)
 
     @staticmethod
     def roles(localizer: str = LEARNED, **_) -> tuple[str, ...]:
@@ -122,6 +125,8 @@ class AnchorNet:
             else 0
             for role in ("glance", "patch", "localizer")
         )
+        if localizer:
+            localizer += localize.heatmap_macs(self.model, self.heatmap, image_size)
         return [glance, localizer + patch, *(self.inputs - 2) * [patch]]
 
     def input_sizes(self, image_size: int) -> dict[str, int]:
@@ -165,6 +170,7 @@ class AnchorNet:
             patches.take(pixels, rows),
             k=self.inputs - 1,
             iou_threshold=self.iou_threshold,
+            heatmap=self.heatmap,
         )
         own = {name: getattr(found, name) for name in ("corners", "valid", "branch")}
         state = {**state, **own, "heatmap": found.heatmap}

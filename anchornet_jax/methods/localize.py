@@ -5,6 +5,10 @@ first (`patches.select`). Networks without padding do it by the class activation
 the class that they predict (2022, Sec. 3.3; 2020, Algorithm 1). Beside them stand three
 that have learned nothing, for comparison (2022, Table 3; 2020, Fig. 6):
 
+A localiser that was taught where things are, rather than what they are (see
+`objectives.taught`), or that knows other classes than those asked for, is read without
+regard to classes: its heatmap is the evidence for any of them (`HEATMAPS`).
+
     localizer = Heuristic("random")  # or centre, edges
     found = localize(localizer, None, images, k=4, iou_threshold=0.3)
 """
@@ -18,6 +22,7 @@ import numpy as np
 from jax import lax
 
 from anchornet_jax.methods import patches, preprocessing
+from anchornet_jax.models import multiply_adds
 from anchornet_jax.models.anchornet import AnchorNet
 from anchornet_jax.models.receptive_field import ReceptiveField
 
@@ -29,7 +34,7 @@ class Localization(NamedTuple):
     """What a localiser says of a batch of images."""
 
     logits: jax.Array | None  # [B, N]; None of a localiser that knows no classes
-    heatmap: jax.Array  # [B, G, G] of the predicted class; NaN beyond a smaller grid
+    heatmap: jax.Array  # [B, G, G] that chose the patches; NaN beyond a smaller grid
     corners: jax.Array  # [B, K, 2] int32, best patch first
     valid: jax.Array  # [B, K] bool
     branch: jax.Array  # [B] int32, which of the localizer's `fields` has the patches
@@ -95,20 +100,90 @@ class Heuristic:
         return (self.field,)
 
 
-def look(model, variables, images: jax.Array):
+def predicted_map(model, variables, out, logits: jax.Array) -> tuple[jax.Array, ...]:
+    """Return the evidence for the predicted class [B, G, G] per branch (2022, Eq. 2)."""
+    return model.contributions(variables, out, logits.argmax(-1))
+
+
+def agnostic_map(model, variables, out, logits: jax.Array) -> tuple[jax.Array, ...]:
+    """Return the evidence for any class [B, G, G] per branch: log-sum-exp over classes.
+
+    Not of the papers. Where the localiser names the wrong class, its map of that class
+    points at something else; this one does not ask which class it is.
+    """
+    evidence = model.evidence(variables, out)
+    return tuple(jax.nn.logsumexp(maps, -1) for maps in evidence)
+
+
+HEATMAPS = {"predicted": predicted_map, "agnostic": agnostic_map}
+
+
+def check_heatmap(name: str) -> None:
+    """Raise ValueError for a heatmap that is no key of `HEATMAPS`."""
+    if name not in HEATMAPS:
+        raise ValueError(f"`heatmap` is {name!r}; choose one of {sorted(HEATMAPS)}")
+
+
+def heatmap_macs(model, heatmap: str, image_size: int) -> int:
+    """Count the multiply-adds of a network's heatmap beyond those of the network.
+
+    The papers do not count the map of one class, and it is not counted here.
+    """
+    if heatmap != "agnostic":
+        return 0
+
+    def macs(count):
+        images = jax.ShapeDtypeStruct((count, image_size, image_size, 3), "float32")
+        variables = jax.eval_shape(model.init, jax.random.key(0), images)
+        _, out = jax.eval_shape(model.apply, variables, images)
+        return multiply_adds.macs(model.evidence, variables, out)
+
+    return macs(2) - macs(1)  # what an image adds; layers are joined once for all
+
+
+def window_means(maps: jax.Array, field: ReceptiveField, side: int) -> jax.Array:
+    """Average maps of an image, resized to it, over each patch of a lattice.
+
+    Args:
+      maps: [B, h, w] float32, of any resolution.
+      field: size and stride of the patches.
+      side: of the square image in pixels.
+
+    Returns:
+      [B, G, G] float32.
+    """
+    rows, columns = (
+        jnp.asarray(_window_weights(field, side, cells)) for cells in maps.shape[1:]
+    )
+    return jnp.einsum("gh,bhw,kw->bgk", rows, maps, columns)
+
+
+def _window_weights(field, side: int, cells: int) -> np.ndarray:
+    """Return what each cell weighs in each window [G, cells]; bilinear, as resized."""
+    centres = np.clip((np.arange(side) + 0.5) * cells / side - 0.5, 0, cells - 1)
+    spread = np.maximum(
+        0, 1 - abs(centres[:, None] - np.arange(cells))
+    )  # [side, cells]
+    starts = range(0, side - field.size + 1, field.stride)
+    windows = [spread[start : start + field.size].mean(0) for start in starts]
+    return np.float32(windows)
+
+
+def look(model, variables, images: jax.Array, heatmap: str = "predicted"):
     """Return logits [B, N] or None, the branch [B] and a heatmap [B, G, G] per branch.
 
     Args:
       model: a `Heuristic`, or a network that localises.
       variables: of the network.
       images: uint8 [B, H, W, 3].
+      heatmap: of a network, a key of `HEATMAPS`.
     """
     if isinstance(model, Heuristic):
         maps = [HEURISTICS[model.name](images, field) for field in model.fields]
         return None, jnp.zeros(images.shape[:1], jnp.int32), maps
     _, out = model.apply(variables, preprocessing.normalise(images, model))
     logits, branch = model.classify(variables, out)
-    return logits, branch, model.contributions(variables, out, logits.argmax(-1))
+    return logits, branch, HEATMAPS[heatmap](model, variables, out, logits)
 
 
 def localize(
@@ -120,6 +195,7 @@ def localize(
     iou_threshold: float = 0.3,
     preset: str = "",
     branch: int = 0,
+    heatmap: str = "predicted",
 ) -> Localization:
     """Find the patches that a localiser chooses (2022, Sec. 3.3; 2020, Algorithm 1).
 
@@ -133,16 +209,18 @@ def localize(
         the largest.
       branch: size in pixels of the branch that localises all images; 0 for the one that
         the network chooses for each.
+      heatmap: of a network, a key of `HEATMAPS`.
 
     Raises:
-      ValueError: for an unknown preset or branch, or patches that cannot be.
+      ValueError: for an unknown preset, branch or heatmap, or patches that cannot be.
     """
+    check_heatmap(heatmap)
     sizes = [field.size for field in model.fields]
     if preset:
         selections = patches.preset(preset, sizes)
     else:
         selections = [patches.Selection(k, iou_threshold, 1.0)] * len(sizes)
-    logits, chosen, maps = look(model, variables, images)
+    logits, chosen, maps = look(model, variables, images, heatmap)
     if branch:
         chosen = jnp.full_like(chosen, branch_index(model, branch))
     found = [

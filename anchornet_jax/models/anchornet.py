@@ -192,3 +192,24 @@ class AnchorNet(nn.Module):
         extracted = out["extracted"].astype(jnp.float32)
         maps = jnp.einsum("bhwc,bc->bhw", extracted, weights @ kernel.T)
         return (maps + bias[:, None, None],)
+
+    @staticmethod
+    def evidence(variables, out) -> tuple[jax.Array, ...]:
+        """Return what each location adds to every class, as `contributions` to one.
+
+        The last two layers are linear and become one, so that all classes cost little
+        unless there are many: 0.5 M multiply-adds for 18, 28 M for 1000.
+
+        Args:
+          variables: of this network.
+          out: from `__call__`.
+
+        Returns:
+          One [B, G, G, N] float32, whose mean over the locations are the logits.
+        """
+        params = variables["params"]
+        first, last = params["exp_conv"], params["fc"]
+        kernel = first["kernel"][0, 0] @ last["kernel"]  # [C, N]
+        bias = first["bias"] @ last["kernel"] + last["bias"]
+        maps = out["extracted"].astype(jnp.float32) @ kernel
+        return (maps + bias[None, None, None],)
