@@ -33,6 +33,8 @@ class AnchorNet:
       fuse: what is summed over inputs: `logits` as the authors do, or `probabilities`
         as Algorithm 1 can be read.
       localizer: `network`, or a key of `localize.HEURISTICS`.
+      size: side of the patches in pixels; 0: what a location of the localiser sees. A
+        BagNet or a Saccader so chooses among the patches that AnchorNet has.
     """
 
     networks: dict[str, Network]
@@ -40,6 +42,7 @@ class AnchorNet:
     iou_threshold: float = 0.3
     fuse: str = "logits"
     localizer: str = LEARNED
+    size: int = 0
 
     def __post_init__(self):
         if self.inputs < 2:
@@ -48,6 +51,11 @@ class AnchorNet:
             )
         if self.fuse not in FUSE:
             raise ValueError(f"`fuse` is {self.fuse!r}; choose one of {FUSE}")
+        if self.size < 0 or self.size == 1:
+            raise ValueError(
+                f"`size` is {self.size}; allowed are 0 (what the localizer sees) and 2 "
+                "or more pixels"
+            )
 
     @staticmethod
     def roles(localizer: str = LEARNED, **_) -> tuple[str, ...]:
@@ -71,9 +79,9 @@ class AnchorNet:
     @property
     def model(self):
         """Return what localises: a network's module, or a heuristic."""
-        if self.localizer == LEARNED:
-            return self.networks["localizer"].model
-        return localize.Heuristic(self.localizer)
+        learned = self.localizer == LEARNED
+        own = self.networks["localizer"].model if learned else None
+        return localize.of_size(own or localize.Heuristic(self.localizer), self.size)
 
     @property
     def patch_size(self) -> int:

@@ -24,10 +24,13 @@ from anchornet_jax.models.msdnet import MSDNet
 from anchornet_jax.models.ranet import RANet
 from anchornet_jax.models.regnet import RegNet
 from anchornet_jax.models.resnet import ResNet
+from anchornet_jax.models.saccader import Saccader
 
 DTYPES = ("float32", "bfloat16")  # of the computation
 # Of Saccader: a stem of one convolution, two 3x3 ones in each group, a narrow last map.
 BAGNET_77 = {"squares": (2, 2, 2, 2), "stem": (3,), "low": 512, "centred": True}
+# An eighth as wide, one block in each group, so that a location sees 33 pixels.
+BAGNET_33_SMALL = BAGNET_77 | {"width": 8, "depths": (1, 1, 1, 1), "low": 64}
 MODELS = {  # name: (class, arguments)
     "anchornet": (AnchorNet, {}),
     "anchornet_multiscale": (MultiScaleAnchorNet, {}),
@@ -89,6 +92,8 @@ MODELS = {  # name: (class, arguments)
         BagNet,
         {"squares": (1, 1, 1, 1), "width": 8, "depths": (1, 1, 1, 1)},
     ),
+    "saccader": (Saccader, {"bag": tuple(BAGNET_77.items())}),
+    "saccader_small": (Saccader, {"bag": tuple(BAGNET_33_SMALL.items())}),
     # Base and step; 7 and 7 are those of the published curve.
     "msdnet_7_7": (MSDNet, {"base": 7, "step": 7}),
     "msdnet_4_4": (MSDNet, {"base": 4, "step": 4}),

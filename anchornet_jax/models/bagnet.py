@@ -169,7 +169,7 @@ class BagNet(nn.Module):
           out: from `__call__`.
         """
         pooled = out["extracted"].mean((1, 2), dtype=jnp.float32)
-        logits = local_logits(variables, pooled)
+        logits = local_logits(variables["params"]["fc"], pooled)
         return logits, jnp.zeros(logits.shape[:1], jnp.int32)
 
     @staticmethod
@@ -190,7 +190,12 @@ class BagNet(nn.Module):
         return (maps + own["bias"][classes][:, None, None],)
 
 
-def local_logits(variables, features: jax.Array) -> jax.Array:
-    """Return logits [B, N] of vectors [B, C] of the last map, or of their mean."""
-    own = variables["params"]["fc"]
-    return features.astype(jnp.float32) @ own["kernel"] + own["bias"][None]
+def local_logits(classifier, features: jax.Array) -> jax.Array:
+    """Return logits [B, N] of vectors [B, C] of the last map, or of their mean.
+
+    Args:
+      classifier: its parameters, `kernel` [C, N] and `bias` [N].
+      features: [B, C].
+    """
+    bias = classifier["bias"][None]
+    return features.astype(jnp.float32) @ classifier["kernel"] + bias
