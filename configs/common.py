@@ -58,6 +58,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.view.iou_threshold = 0.3  # 2022, Sec. 4.1
     config.view.preset = ""  # of 2020, instead of both: a key of patches.PRESETS
     config.view.branch = 0  # px, 63, 95 or 111; 0: what the localiser of 2020 chooses
+    config.view.size = 0  # px, of patches; 0: what a location of the localiser sees
 
     # Training; batch_size counts images on all devices together.
     config.batch_size = 256  # a multiple of the devices

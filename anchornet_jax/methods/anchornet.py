@@ -34,6 +34,8 @@ class AnchorNet:
         as Algorithm 1 can be read.
       localizer: `network`, or a key of `localize.HEURISTICS`.
       heatmap: of the network that localises, a key of `localize.HEATMAPS`.
+      size: side of the patches in pixels; 0: what a location of the localiser sees. A
+        BagNet or a Saccader so chooses among the patches that AnchorNet has.
     """
 
     networks: dict[str, Network]
@@ -42,6 +44,7 @@ class AnchorNet:
     fuse: str = "logits"
     localizer: str = LEARNED
     heatmap: str = "predicted"
+    size: int = 0
 
     def __post_init__(self):
         if self.inputs < 2:
@@ -51,6 +54,11 @@ class AnchorNet:
         if self.fuse not in FUSE:
             raise ValueError(f"`fuse` is {self.fuse!r}; choose one of {FUSE}")
         localize.check_heatmap(self.heatmap)
+        if self.size < 0 or self.size == 1:
+            raise ValueError(
+                f"`size` is {self.size}; allowed are 0 (what the localizer sees) and 2 "
+                "or more pixels"
+            )
 
     @staticmethod
     def roles(localizer: str = LEARNED, **_) -> tuple[str, ...]:
@@ -74,9 +82,9 @@ class AnchorNet:
     @property
     def model(self):
         """Return what localises: a network's module, or a heuristic."""
-        if self.localizer == LEARNED:
-            return self.networks["localizer"].model
-        return localize.Heuristic(self.localizer)
+        learned = self.localizer == LEARNED
+        own = self.networks["localizer"].model if learned else None
+        return localize.of_size(own or localize.Heuristic(self.localizer), self.size)
 
     @property
     def patch_size(self) -> int:
@@ -126,7 +134,8 @@ class AnchorNet:
             for role in ("glance", "patch", "localizer")
         )
         if localizer:
-            localizer += localize.heatmap_macs(self.model, self.heatmap, image_size)
+            own = self.networks["localizer"].model
+            localizer += localize.heatmap_macs(own, self.heatmap, image_size)
         return [glance, localizer + patch, *(self.inputs - 2) * [patch]]
 
     def input_sizes(self, image_size: int) -> dict[str, int]:

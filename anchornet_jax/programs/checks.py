@@ -106,6 +106,7 @@ KEYS = {
     "view.iou_threshold": number(0, 1),
     "view.preset": one_of("", *patches.PRESETS),
     "view.branch": whole(0),
+    "view.size": whole(0, LARGEST),
     "batch_size": whole(1),
     "accumulate": whole(1),
     "epochs": number(0, ends="()"),
