@@ -344,8 +344,12 @@ class SqueezeExcite(nn.Module):
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: jax.Array, mean: jax.Array | None = None) -> jax.Array:
+        """Scale the channels of [B, H, W, C] by gates of `mean` [B, 1, 1, C].
+
+        Without it, of the mean over the map; a tile of a larger map is given the whole's.
+        """
         conv = functools.partial(Conv, use_bias=True, dtype=self.dtype)
-        pooled = x.mean((1, 2), keepdims=True)
+        pooled = x.mean((1, 2), keepdims=True) if mean is None else mean
         hidden = self.activation(conv(self.squeezed, name=self.names[0])(pooled))
         return x * self.gate(conv(x.shape[-1], name=self.names[1])(hidden))
