@@ -24,7 +24,12 @@ def get_config() -> ml_collections.ConfigDict:
     config.data.manual_dir = ""  # archives to make it from, once; see loading.prepare
     config.data.image_size = 224  # px
     config.data.augment = "random_resized_crop"  # | none
+    # What else training images meet; for few images, and for objects that are small.
+    config.data.smallest_area = 0.08  # share of the image, of random_resized_crop
     config.data.flip = True  # mirror half of the training images
+    config.data.turns = False  # by quarters, each equally likely
+    config.data.colour = 0.0  # change brightness, contrast, saturation by this share
+    config.data.noise = 0.0  # the most; deviation of a pixel, of 255
     config.data.resize = 256  # px, short side before the centre crop; 0: crop only
     config.data.bad_images = "error"  # | skip, what cannot be decoded
     # Empty splits are found in a folder, see folders.find_splits.
@@ -39,12 +44,21 @@ def get_config() -> ml_collections.ConfigDict:
     # key of pretrained.PACKAGES: pretrained:efficientnet_lite0.
     config.init_from = ""  # directory of a network to start from
     config.localizer = ""  # directory of the network that selects the patches
+    config.heatmap = "predicted"  # of that network | agnostic, see localize.HEATMAPS
+    # Little data: a classifier that shows AnchorNet where things are, see
+    # objectives.taught, whose arguments `teaching` holds.
+    config.teacher = ""  # directory of a trained full-image network
+    config.teaching = ml_collections.ConfigDict()
+    config.teaching.classes = 0.5  # share of the target that are its classes
+    config.teaching.places = 0.3  # weight of where it finds them
+    config.teaching.sharpness = 2.0  # of that
     config.view = ml_collections.ConfigDict()  # arguments of views.make
     config.view.name = "full"  # | resized | patches | random
     config.view.k = 4  # patches per image
     config.view.iou_threshold = 0.3  # 2022, Sec. 4.1
     config.view.preset = ""  # of 2020, instead of both: a key of patches.PRESETS
     config.view.branch = 0  # px, 63, 95 or 111; 0: what the localiser of 2020 chooses
+    config.view.size = 0  # px, of patches; 0: what a location of the localiser sees
 
     # Training; batch_size counts images on all devices together.
     config.batch_size = 256  # a multiple of the devices
@@ -93,7 +107,7 @@ def get_config() -> ml_collections.ConfigDict:
 
     # The prediction for images of one's own, by an export.
     config.export = ""  # its directory
-    config.images = ""  # a pattern of files, such as photos/*.jpg
+    config.images = ""  # files as photos/*.jpg, a folder, or a text file of paths
     config.budget = 0.0  # mean multiply-adds per image; 0: the most that was fitted
     config.max_pixels = 64_000_000  # of a file; larger ones are refused
     config.pictures = True  # draw one of each image: where it looked, what it said
@@ -223,8 +237,9 @@ def trained(stage: str) -> str:
 def pipeline(config, trainings: dict, method, references, **programs):
     """Return a pipeline: the data, all trainings, what uses the networks, an export.
 
-    The stages share the pipeline's data, splits and seed: changed there, also on the
-    command line, they change in all stages. Any key of a stage can be changed by
+    The stages share the pipeline's data, splits, heatmap and seed: changed there, also on
+    the command line, they change in all stages, save for keys of the data that a stage
+    has given itself. Any key of a stage can be changed by
     `--config.stages.STAGE.KEY=VALUE`.
 
     Args:
@@ -241,6 +256,8 @@ def pipeline(config, trainings: dict, method, references, **programs):
     for name in ("evaluate", "export"):
         stage = _stage(config, name)
         stage.method = method.copy_and_resolve_references()
+        if "heatmap" in stage.method:
+            stage.method.heatmap = config.get_ref("heatmap")
         config.stages[name] = stage
     for name, reference in references.items():
         config.stages.evaluate.references[name] = reference
@@ -252,11 +269,14 @@ def pipeline(config, trainings: dict, method, references, **programs):
     return config
 
 
+SHARED = ("seed", "train_split", "calibration_split", "test_split", "heatmap")
+
+
 def _stage(whole, program):
     stage = whole.copy_and_resolve_references()
     del stage.stages, stage.order
     stage.program = program
-    stage.data = whole.data
-    for key in ("seed", "train_split", "calibration_split", "test_split"):
+    stage.data = {key: whole.data.get_oneway_ref(key) for key in whole.data}
+    for key in SHARED:
         stage[key] = whole.get_ref(key)
     return stage

@@ -3,8 +3,11 @@
     python main.py --config=configs/predict.py --workdir=runs/predict \
         --config.export=runs/demo/export --config.images='photos/*.jpg'
 
-Data: JPEG, PNG and WebP files of any size. Writes predictions.jsonl and pictures/;
-`--config.pictures=False` writes the lines alone, which is much faster.
+Data: JPEG, PNG and WebP files of any size. `config.images` is a pattern, a folder, or a
+text file with a path, pattern or folder in each line (`photos.find`). Writes
+predictions.jsonl, summary.json and pictures/; `--config.pictures=False` writes the lines
+alone, which is much faster. Several hosts, started as a training is (see the README),
+take an equal share of the images each and write host_0_of_2/ and so on.
 """
 
 from configs import common

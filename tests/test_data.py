@@ -438,3 +438,76 @@ def test_a_bad_image_is_replaced_by_the_next_good_one():
     assert loading._replaced(batch)["label"].tolist() == [1, 1, 4, 4, 4, 1]
     with pytest.raises(ValueError, match="none of the 3 images of a batch"):
         loading._replaced({"good": np.zeros(3, bool), "label": np.arange(3)})
+
+
+def train_images(source, count=8):
+    return flat(
+        [next(loading.training(source, "train", batch_size=count, seed=0))], "image"
+    )
+
+
+def test_disturbed_images(data_dir):
+    """Each key does what it says, and without them nothing else changes."""
+
+    def images(**keys):
+        return train_images(
+            loading.prepare("plates/small", data_dir=data_dir, **AS_IS, **keys)
+        ).astype(int)
+
+    plain = images()
+    turned, lit, grainy = (
+        images(turns=True),
+        images(colour=0.3),
+        images(noise=20.0),
+    )
+    kinds = {
+        k
+        for one, other in zip(plain, turned)
+        for k in range(4)
+        if (np.rot90(one, k) == other).all()
+    }
+    assert len(kinds) > 1  # each is a turn of its own, not all of them the same
+    assert all(
+        any((np.rot90(one, k) == other).all() for k in range(4))
+        for one, other in zip(plain, turned)
+    )
+    np.testing.assert_array_equal(turned, images(turns=True))
+    factors = lit.mean((1, 2, 3)) / plain.mean((1, 2, 3))
+    assert 0.6 < factors.min() < 0.95 and 1.02 < factors.max() < 1.31
+    noise = (grainy - plain).std((1, 2, 3))
+    assert 0 <= noise.min() < 8 < noise.max() <= 20.5
+
+
+def test_smallest_area():
+    """No part is smaller; the papers' 8 % draws parts that are."""
+    pixels = np.zeros((100, 100, 3), np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG")
+    areas = {
+        least: [
+            np.prod(decode.random_part(file.getvalue(), (seed, 1), least).shape[:2])
+            for seed in range(20)
+        ]
+        for least in (0.08, 0.5)
+    }
+    assert min(areas[0.5]) > 4700 and min(areas[0.08]) < 4000
+
+
+def test_inspect(folder, damaged):
+    """Numbers, sizes and classes; what cannot be decoded is an error, or is left out."""
+    source = loading.prepare(f"folder:{folder}", **SMALL)
+    assert loading.inspect(source, "val+train[:0]") == {
+        "images": 9,
+        "smallest": [90, 100],
+        "largest": [90, 114],
+        "classes": {"ant": 3, "bee": 3, "wasp": 3},
+    }
+    with pytest.raises(ValueError, match="cannot be decoded; `config.data.bad_images"):
+        loading.inspect(loading.prepare(f"folder:{damaged}", **SMALL), "val")
+    lenient = loading.prepare(f"folder:{damaged}", bad_images="skip", **SMALL)
+    assert loading.inspect(lenient, "val")["images"] == 9
+
+
+def test_inspect_a_data_set_of_tfds(source):
+    found = loading.inspect(source, "train[:20]")
+    assert found == {"images": 20, "smallest": [224, 224], "largest": [224, 224]}

@@ -2,6 +2,7 @@
 
 import json
 import os
+import pathlib
 import re
 import signal
 import socket
@@ -21,6 +22,7 @@ from tests import tiny_main
 from tests.tiny import Tiny
 
 TIMEOUT = 120  # seconds
+ROOT = pathlib.Path(__file__).parent.parent
 
 
 def coordinator():
@@ -45,6 +47,31 @@ def start_hosts(data_dir, directory, *flags):
             f"--process_id={process}",
             *(flags[process] if flags else []),
             devices=2,
+        )
+        for process in range(2)
+    ]
+
+
+def start_main(config, directory, *flags):
+    """Start main.py on two hosts with a file of `configs`."""
+    address = coordinator()
+    environment = {
+        **os.environ,
+        "JAX_PLATFORMS": "cpu",
+        "JAX_NUM_CPU_DEVICES": "2",
+    }
+    return [
+        subprocess.Popen(
+            [
+                *(sys.executable, "main.py", f"--config=configs/{config}.py"),
+                *(f"--workdir={directory}", f"--coordinator={address}"),
+                *("--num_processes=2", f"--process_id={process}", *flags),
+            ],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=environment,
+            cwd=ROOT,
         )
         for process in range(2)
     ]

@@ -33,18 +33,21 @@ def assert_same(ours, native, **arguments):
 
 
 @pytest.mark.parametrize(
-    ("height", "width", "side", "stride", "padding"),
+    ("height", "width", "side", "stride", "padding", "dilation"),
     [
-        (11, 11, 3, 1, 0),
-        (12, 9, 3, 2, 0),
-        (11, 10, 3, 2, 1),
-        (12, 12, 5, 2, 2),
-        (9, 9, 5, 1, 2),
-        (5, 5, 5, 1, 0),
+        (11, 11, 3, 1, 0, 1),
+        (12, 9, 3, 2, 0, 1),
+        (11, 10, 3, 2, 1, 1),
+        (12, 12, 5, 2, 2, 1),
+        (9, 9, 5, 1, 2, 1),
+        (5, 5, 5, 1, 0, 1),
+        (9, 8, 3, 1, 2, 2),
+        (3, 3, 3, 1, 2, 2),
+        (12, 11, 3, 2, 1, 3),
     ],
 )
-def test_depthwise_equals_native(height, width, side, stride, padding):
-    where = {"stride": stride, "padding": padding}
+def test_depthwise_equals_native(height, width, side, stride, padding, dilation):
+    where = {"stride": stride, "padding": padding, "dilation": dilation}
     assert_same(
         functools.partial(layers.depthwise, **where),
         functools.partial(layers.native_convolution, groups=6, **where),

@@ -22,6 +22,7 @@ DOORS = {
         "data.loading",
         "data.datasets",
         "data.plates",
+        "data.fod_a",
     },
     "orbax": {"runtime.checkpoint"},
     "clu": {"training.train", "data.collect", "programs.table_3_2020"},

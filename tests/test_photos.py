@@ -152,9 +152,54 @@ def test_find(tmp_path):
     assert names("*.jpg") == ["a.jpg", "b.jpg"]
     assert names("**/*.jpg") == ["a.jpg", "b.jpg", "deep/er/c.jpg"]
     assert names("*") == ["a.jpg", "b.jpg", "d.txt"]
-    for pattern, message in (("*.png", "nothing"), ("deep", r"files are FOLDER/\*")):
+    assert names("deep") == ["deep/er/c.jpg"]
+    assert names(f"b.jpg,{tmp_path}/deep, {tmp_path}/*.jpg") == [
+        "b.jpg",
+        "deep/er/c.jpg",
+        "a.jpg",
+    ]
+    (tmp_path / "empty").mkdir()
+    for pattern, message in (
+        ("*.png", "matches nothing"),
+        ("empty", "holds no images"),
+    ):
         with pytest.raises(ValueError, match=f"`images` is .*{message}"):
             names(pattern)
+
+
+def test_find_in_a_folder(tmp_path):
+    """Images alone, in folders of any depth; nothing that is hidden."""
+    wanted = ["a.JPG", "b/c.webp", "b/d/e.png", "z.jpeg"]
+    hidden = (".git/a.jpg", "__MACOSX/a.jpg", "b/._c.webp", ".a.jpg", "notes.txt")
+    for name in (*wanted, *hidden):
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    found = [str(path.relative_to(tmp_path)) for path in photos.find(str(tmp_path))]
+    assert sorted(found) == wanted
+
+
+def test_find_by_a_text_file(tmp_path, monkeypatch):
+    """In its order; a missing file is named by `read`, a pattern that fails here."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("b.jpg", "a.jpg", "deep/c.jpg", "d[1].jpg"):
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    paths = tmp_path / "paths.txt"
+    paths.write_text("gone.jpg\n\nb.jpg\r\ndeep\n *.jpg \nd[1].jpg\n")
+    found = [str(path) for path in photos.find("paths.txt")]
+    assert found == ["gone.jpg", "b.jpg", "deep/c.jpg", "a.jpg", "d[1].jpg"]
+    paths.write_text("*.png\n")
+    with pytest.raises(
+        ValueError, match=r"`images` is '\*.png', which matches nothing"
+    ):
+        photos.find("paths.txt")
+    paths.write_text("\n")
+    with pytest.raises(ValueError, match="paths.txt', which holds no images"):
+        photos.find("paths.txt")
+    (tmp_path / "x,y.jpg").touch()
+    assert [str(path) for path in photos.find("x,y.jpg")] == ["x,y.jpg"]
 
 
 def test_read_all_keeps_the_order_and_goes_on_after_an_error(tmp_path):

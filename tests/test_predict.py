@@ -18,6 +18,7 @@ from anchornet_jax.methods import method as protocol
 from anchornet_jax.programs import pipeline, predict
 from anchornet_jax.runtime import files
 from configs import predict as predict_config
+from tests import test_distributed
 from tests.test_export import (
     CLASSES,
     RULE,
@@ -263,10 +264,43 @@ def test_bad_config_writes_nothing(config, tmp_path, key, value, message):
     assert not (tmp_path / "out").exists()
 
 
-def test_one_host(config, tmp_path, monkeypatch):
+def test_two_hosts(config, folder, tmp_path):
+    """Each takes every other file and writes its lines; process 0 writes the summary."""
+    config.images = f"{folder}/*"
+    with pytest.raises(predict.Unreadable):
+        pipeline.run(config, tmp_path / "one")
+    flags = [f"--config.{key}={config[key]}" for key in ("export", "images")]
+    status, printed = test_distributed.wait(
+        test_distributed.start_main(
+            "predict", tmp_path / "two", *flags, "--config.pictures=False"
+        )
+    )
+    assert status == [1, 1], printed  # two files cannot be read
+    for text in printed:
+        assert "2 of 8 files could not be read" in text
+
+    def lines(path):
+        text = (path / predict.PREDICTIONS).read_text()
+        return [json.loads(line) for line in text.splitlines()]
+
+    whole = lines(tmp_path / "one")
+    for number in range(2):
+        own = lines(tmp_path / "two" / f"host_{number}_of_2")
+        wanted = whole[number::2]
+        assert [line["file"] for line in own] == [line["file"] for line in wanted]
+        for key in ("class", "exit", "error"):
+            assert [line.get(key) for line in own] == [line.get(key) for line in wanted]
+    one, two = (
+        files.read_sealed(tmp_path / name / predict.SUMMARY) for name in ("one", "two")
+    )
+    assert one == two and one["images"] == 6 and one["unreadable"] == 2
+
+
+def test_hosts_beside_other_files(tmp_path, monkeypatch):
     monkeypatch.setattr(jax, "process_count", lambda: 2)
-    with pytest.raises(ValueError, match="runs on one host"):
-        predict.predict(config, tmp_path)
+    (tmp_path / "host_0_of_3").mkdir()
+    with pytest.raises(ValueError, match="holds other files; .* by 2 hosts"):
+        predict._own(tmp_path)
 
 
 def test_main(config, folder, tmp_path, monkeypatch):

@@ -233,3 +233,70 @@ def test_boxes_outside_the_images_write_nothing(tmp_path):
         report.write(tmp_path)
     names = {path.name for path in tmp_path.iterdir()}
     assert names == {"summary.json", "examples.npz"}
+
+
+def doubtful(accuracies, images=300, **changes):
+    """Return what the report finds of anytime accuracies."""
+    summary = fake_results.summary()
+    points = [
+        dataclasses.replace(point, accuracy=share)
+        for point, share in zip(summary.anytime, accuracies)
+    ]
+    summary = dataclasses.replace(
+        summary, anytime=points, budgeted=[], images=images, **changes
+    )
+    return report.finding(summary).replace("\u00a0", " ")
+
+
+def test_patches_that_do_not_help():
+    """Two points on 300 images are chance, on 30,000 they are not."""
+    said = doubtful((0.6, 0.61, 0.62))
+    assert said.startswith(
+        "Patches do not help: after the glance alone 60.0 ± 2.8 % of the test images "
+        "are right, at best 62.0 ± 2.8 % with more. Anchornet stays "
+    )
+    assert "do not help" not in doubtful((0.6, 0.61, 0.62), images=30_000)
+    assert doubtful((0.6, 0.59, 0.58), images=None).startswith("Patches do not help")
+
+
+def test_random_patches_that_are_as_good():
+    said = doubtful((0.5, 0.6, 0.71))
+    assert said.startswith(
+        "Random patches are as good as those that were chosen (70.0 ± 2.6 % against "
+        "71.0 ± 2.6 % right). "
+    )
+
+
+def test_a_reference_that_is_no_measure():
+    """Clothes that fill the frame: 43 % at the glance, 33 % on the full image."""
+    poor = {
+        "full image": Reference(
+            ["whole image"],
+            [dataclasses.replace(fake_results.single().anytime[0], accuracy=0.333)],
+        )
+    }
+    said = doubtful((0.43, 0.37, 0.33), references=poor)
+    assert said.startswith("Patches do not help: after the glance alone 43.0 ± 2.9 %")
+    assert (
+        "; full image is no measure: it is right on 33.3 ± 2.7 %, fewer than after the "
+        "glance alone (43.0 ± 2.9 %). Anchornet matches" in said
+    )
+
+
+def test_all_leave_at_the_glance():
+    summary = fake_results.summary()
+    rows = [
+        dataclasses.replace(row, exits=[0.997, 0.003, 0.0]) for row in summary.budgeted
+    ]
+    said = report.finding(dataclasses.replace(summary, budgeted=rows))
+    assert said.startswith(
+        "At every budget 99.7\u00a0% of the images or more leave after the glance. "
+    )
+
+
+def test_few_images_carry_their_error(tmp_path):
+    summary = dataclasses.replace(fake_results.summary(), images=400)
+    fake_results.write(tmp_path, summary, fake_results.arrays())
+    page = report.write(tmp_path).read_text(encoding="utf-8").replace("\u00a0", " ")
+    assert "60.0 ± 2.4 %" in page and "82.0 ± 1.9 %" in page
+    assert "rest on 400 test images; ± is the standard error" in page

@@ -15,6 +15,7 @@ import tarfile
 import tensorflow as tf
 import tensorflow_datasets as tfds
 
+import anchornet_jax.data.fod_a
 import anchornet_jax.data.plates  # noqa: F401, registers `plates` with TFDS
 from anchornet_jax.data import folders
 

@@ -6,7 +6,8 @@ torchvision: published weights are trained without it, and boxes count stored pi
 
 import tensorflow as tf
 
-AREA, RATIO = (0.08, 1.0), (3 / 4, 4 / 3)  # of the random part
+RATIO = (3 / 4, 4 / 3)  # of the random part's sides
+LUMA = (0.299, 0.587, 0.114)
 DCT = "INTEGER_ACCURATE"  # the pixels that PIL decodes, hence torchvision
 
 
@@ -20,12 +21,13 @@ def whole(encoded):
     return tf.ensure_shape(image, (None, None, 3))
 
 
-def random_part(encoded, seed):
+def random_part(encoded, seed, smallest_area: float = 0.08):
     """Decode a random part, uint8 [h, w, 3], and of a JPEG nothing else.
 
     Args:
       encoded: the file's bytes.
       seed: int64 [2]; the part is a function of it and of the image's sides.
+      smallest_area: of the part, as a share of the image's.
 
     A JPEG that is cut off fails only if the part reaches beyond the cut.
     """
@@ -37,7 +39,7 @@ def random_part(encoded, seed):
             seed,
             min_object_covered=0,
             aspect_ratio_range=RATIO,
-            area_range=AREA,
+            area_range=(smallest_area, 1.0),
             use_image_if_no_bounding_boxes=True,
         )
         return tf.concat([begin[:2], extent[:2]], 0)  # top, left, height, width
@@ -103,6 +105,39 @@ def centre(image, size: int, resize: int, box=None):
             box - tf.cast(tf.tile(corner, [2]), box.dtype), 0.0, float(size)
         )
     return image, box
+
+
+def disturbed(image, seed, turns: bool, colour: float, noise: float):
+    """Return a square image as other light, another camera and another side show it.
+
+    Args:
+      image: uint8 [S, S, 3].
+      seed: int64 [2].
+      turns: turn it by a random number of quarters.
+      colour: change brightness, then contrast, then saturation by factors from 1 -
+        `colour` to 1 + `colour`.
+      noise: largest deviation of the normal noise, of 255.
+    """
+    seeds = [tf.random.fold_in(seed, number) for number in range(1, 5)]
+    if turns:
+        quarters = tf.random.stateless_uniform((), seeds[0], 0, 4, tf.int32)
+        image = tf.ensure_shape(tf.image.rot90(image, quarters), image.shape)
+    if not colour and not noise:
+        return image
+    pixels = tf.cast(image, tf.float32)
+    if colour:
+        light, contrast, saturation = tf.unstack(
+            tf.random.stateless_uniform((3,), seeds[1], 1 - colour, 1 + colour)
+        )
+        pixels = tf.clip_by_value(light * pixels, 0, 255)
+        mean = tf.reduce_mean(tf.reduce_sum(pixels * LUMA, -1))
+        pixels = tf.clip_by_value(mean + contrast * (pixels - mean), 0, 255)
+        grey = tf.reduce_sum(pixels * LUMA, -1, keepdims=True)
+        pixels = grey + saturation * (pixels - grey)
+    if noise:
+        deviation = tf.random.stateless_uniform((), seeds[2], 0, noise)
+        pixels += tf.random.stateless_normal(tf.shape(image), seeds[3], 0, deviation)
+    return tf.cast(tf.clip_by_value(tf.round(pixels), 0, 255), tf.uint8)
 
 
 def scaled(image, sides):

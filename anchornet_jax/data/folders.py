@@ -5,9 +5,15 @@
 
 Its attributes are those of a TFDS builder that this package uses. Hidden folders and
 files, such as `.git`, `.ipynb_checkpoints` and `__MACOSX`, are no classes and no images.
+
+A file `boxes.json` beside the splits may say where the objects are, {"train/rose/1.jpg":
+[xmin, ymin, xmax, ymax]} in pixels of the file as it is stored, for as many images as it
+likes. No network is shown them: evaluation scores the places that a method chose.
 """
 
 import collections
+import json
+import math
 import os
 import random
 import types
@@ -20,6 +26,8 @@ from anchornet_jax.runtime import text
 
 FORMATS = (".jpg", ".jpeg", ".png")
 VALIDATION = ("val", "validation")  # what people call it
+BOXES = "boxes.json"
+NO_BOX = (-1.0,) * 4  # of an image whose box is not known
 CALIBRATION, TEST = 10, 20  # percent of `train`, where there is no split for it
 
 
@@ -33,9 +41,17 @@ class Folder:
 
     name = "folder"
 
-    def __init__(self, examples: dict[str, list[tuple[str, str]]]):
-        """Take {split: [(path, class)]}, in the order in which they are read."""
-        self._examples = examples
+    def __init__(
+        self,
+        examples: dict[str, list[tuple[str, str]]],
+        boxes: dict[str, tuple[float, ...]],
+    ):
+        """Take {split: [(path, class)]}, in the order in which they are read.
+
+        And {path: box} as (top, left, bottom, right) in pixels of the file; records have
+        a `box` if there are any.
+        """
+        self._examples, self._boxes = examples, boxes
         classes = sorted({label for part in examples.values() for _, label in part})
         self._numbers = {label: number for number, label in enumerate(classes)}
         splits = [
@@ -48,24 +64,40 @@ class Folder:
         )
 
     def records(self, split: str, begin: int, end: int) -> tf.data.Dataset:
-        """Return records of `path`, `label` and `image/filename` of a part of a split."""
+        """Return the records of a part of a split.
+
+        They hold `path`, `label`, `image/filename` and, in a folder with boxes, `box`,
+        `NO_BOX` where it is not known.
+        """
         part = self._examples[split][begin:end]
         paths = [path for path, _ in part]
         labels = [self._numbers[label] for _, label in part]
-        return tf.data.Dataset.from_tensor_slices(
-            {
-                "path": tf.constant(paths, tf.string),
-                "label": tf.constant(labels, tf.int64),
-                "image/filename": tf.constant(paths, tf.string),
-            }
+        records = {
+            "path": tf.constant(paths, tf.string),
+            "label": tf.constant(labels, tf.int64),
+            "image/filename": tf.constant(paths, tf.string),
+        }
+        if self._boxes:
+            boxes = [self._boxes.get(path, NO_BOX) for path in paths]
+            records["box"] = tf.constant(boxes, tf.float32)
+        return tf.data.Dataset.from_tensor_slices(records)
+
+    def counts(self, parts: list[tuple[str, int, int]]) -> dict[str, int]:
+        """Count the images of each class in parts of splits, in the classes' order."""
+        found = collections.Counter(
+            label
+            for split, begin, end in parts
+            for _, label in self._examples[split][begin:end]
         )
+        return {label: found[label] for label in self._numbers}
 
 
 def open_folder(root: str) -> Folder:
     """List a folder; say what in it is not read.
 
     Raises:
-      ValueError: if it holds no images, or `train` has none of some class.
+      ValueError: if it holds no images, `train` has none of some class, or `boxes.json`
+        holds something else than boxes.
     """
     root = os.path.expanduser(root)
     try:
@@ -85,7 +117,8 @@ def open_folder(root: str) -> Folder:
             f"ending {', '.join(FORMATS[:-1])} or {FORMATS[-1]}"
         )
     _check_classes(root, splits, examples)
-    return Folder(examples)
+    paths = {path for part in examples.values() for path, _ in part}
+    return Folder(examples, _boxes(root, paths))
 
 
 def find_splits(root: str) -> dict[str, str]:
@@ -157,6 +190,43 @@ def _check_classes(root, splits, examples) -> None:
             f"a folder in {named[missing[0]]!r} but no image in 'train'; "
             f"{len(missing)} of {len(named)} classes are so"
         )
+
+
+def _boxes(root: str, paths: set[str]) -> dict[str, tuple[float, ...]]:
+    """Return {path: (top, left, bottom, right)} of a folder's `boxes.json`, if any."""
+    file = os.path.join(root, BOXES)
+    if not tf.io.gfile.exists(file):
+        return {}
+    try:
+        with tf.io.gfile.GFile(file) as opened:
+            found = json.loads(opened.read())
+    except (ValueError, tf.errors.OpError) as error:
+        raise ValueError(f"{text.printable(file)} cannot be read: {error}") from None
+    if not hasattr(found, "items"):
+        raise ValueError(f"{text.printable(file)} holds no object {{path: box}}")
+    boxes = {}
+    for name, box in found.items():
+        if not _is_box(box):
+            raise ValueError(
+                f"{text.printable(file)} has {box!r} for {text.printable(name)}; allowed "
+                "is [xmin, ymin, xmax, ymax] in pixels, xmin < xmax and ymin < ymax"
+            )
+        left, top, right, bottom = box
+        boxes[os.path.join(root, name)] = (top, left, bottom, right)
+    known = {path: box for path, box in boxes.items() if path in paths}
+    logging.info(
+        "%s: boxes of %d of %d images, and %d of files that are not there",
+        *(text.printable(file), len(known), len(paths), len(boxes) - len(known)),
+    )
+    return known
+
+
+def _is_box(box) -> bool:
+    if not isinstance(box, list) or len(box) != 4:
+        return False
+    if not all(type(side) in (int, float) and math.isfinite(side) for side in box):
+        return False
+    return 0 <= box[0] < box[2] and 0 <= box[1] < box[3]
 
 
 def _examples(directory: str, unread: _Unread) -> list[tuple[str, str]]:

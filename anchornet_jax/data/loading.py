@@ -29,6 +29,7 @@ AUGMENTATIONS = ("none", "random_resized_crop")
 BAD_IMAGES = ("error", "skip")
 # Record keys that may hold the file name, in order of preference.
 FILE = ("image/filename", "file_name", "tfds_id")
+FIRST = 8  # images of a split that are looked at, for each device
 AHEAD = 64  # batches that may have been begun when one failed
 SHUFFLED = 16_384  # encoded images in the shuffle buffer, about 2 GB of ImageNet
 
@@ -42,6 +43,10 @@ class Source(NamedTuple):
     flip: bool
     resize: int
     bad_images: str
+    smallest_area: float
+    turns: bool
+    colour: float
+    noise: float
 
     @property
     def classes(self) -> list[str]:
@@ -65,6 +70,10 @@ def prepare(
     flip: bool = True,
     resize: int = 256,
     bad_images: str = "error",
+    smallest_area: float = 0.08,
+    turns: bool = False,
+    colour: float = 0.0,
+    noise: float = 0.0,
 ) -> Source:
     """Open a data set; download or generate it if it is not there yet.
 
@@ -83,6 +92,14 @@ def prepare(
       bad_images: one of `BAD_IMAGES`, what to do with a file that cannot be decoded.
         `skip` names and counts it in the log; training sees a neighbour in the batch
         twice, evaluation counts it neither as right nor as wrong.
+      smallest_area: of the part of an image that `random_resized_crop` shows, as a share
+        of it; the papers' 0.08 cuts small objects away.
+      turns: turn training images by a random number of quarters, for things that lie
+        any way round, such as those seen from above.
+      colour: change brightness, contrast and saturation of training images by up to this
+        share (torchvision's ColorJitter), for light that the training images lack.
+      noise: add to training images normal noise of a deviation of up to so many of 255,
+        which hides the grain by which a background could be learned by heart.
 
     Raises:
       ValueError: for an unknown data set, archives that are missing or incomplete, data
@@ -100,7 +117,18 @@ def prepare(
         )
     with parallel.first_alone():
         builder = datasets.find(name, data_dir=data_dir, manual_dir=manual_dir)
-    return Source(builder, image_size, augment, flip, resize, bad_images)
+    return Source(
+        builder,
+        image_size,
+        augment,
+        flip,
+        resize,
+        bad_images,
+        smallest_area,
+        turns,
+        colour,
+        noise,
+    )
 
 
 def find_splits(name: str) -> dict[str, str]:
@@ -171,7 +199,7 @@ def evaluation(
       `image` uint8 [D, b, H, W, 3], `label` int32 [D, b], `mask` bool [D, b], False
       where a row only fills the batch up or cannot be decoded, and, if the data set has
       one box per image, `box` [D, b, 4]: (top, left, bottom, right) in pixels of the
-      image.
+      image, all -1 where it is not known.
     """
     local = parallel.local_batch(batch_size)
     hosts = jax.process_count()
@@ -205,6 +233,38 @@ def evaluation(
         )
 
 
+def inspect(source: Source, split: str) -> dict:
+    """Read the first images of a split, as evaluation reads them; say what is there.
+
+    Returns:
+      `images`, their number; `smallest` and `largest`, the sides [height, width] in pixels
+      of the files among the first images with the fewest and the most pixels; and of a
+      folder `classes`, {class: number of images}.
+
+    Raises:
+      ValueError: for an unknown split, or images that cannot be read.
+    """
+    found = {"images": source.examples(split)}
+    batch = next(evaluation(source, split, batch_size=FIRST * jax.device_count()))
+    count = int(batch["mask"].sum())
+
+    def sides(record):
+        whole = source._replace(bad_images="skip")
+        image, about = _decoded(whole, record, decode.whole)
+        return tf.shape(image)[:2], about["good"]
+
+    records = datasets.read(source.builder, split).take(count).map(sides)
+    known = [size.tolist() for size, good in records.as_numpy_iterator() if good]
+    if known:
+        found["smallest"], found["largest"] = (
+            end(known, key=math.prod) for end in (min, max)
+        )
+    if isinstance(source.builder, folders.Folder):
+        parts = datasets.resolve(source.builder, split)
+        found["classes"] = source.builder.counts(parts)
+    return found
+
+
 def steps_per_epoch(source: Source, split: str, batch_size: int) -> int:
     """Count the full batches of one pass over a split."""
     steps = source.examples(split) // batch_size if batch_size > 0 else 0
@@ -228,20 +288,27 @@ def _train_example(source, seed, index, record):
         image, about = _decoded(source, record, decode.whole)
         image, _ = decode.centre(image, size, source.resize)
     else:
-        part = functools.partial(decode.random_part, seed=seeds[0])
+        part = functools.partial(
+            decode.random_part, seed=seeds[0], smallest_area=source.smallest_area
+        )
         image, about = _decoded(source, record, part)
         image = decode.scaled(image, (size, size))
     if source.flip:
         image = tf.image.stateless_random_flip_left_right(image, seeds[1])
+    image = decode.disturbed(image, seeds[0], source.turns, source.colour, source.noise)
     return {"image": image, "label": tf.cast(record["label"], tf.int32), **about}
 
 
 def _evaluation_example(source, record):
     image, about = _decoded(source, record, decode.whole)
-    image, box = decode.centre(
-        image, source.image_size, source.resize, record.get("bbox")
-    )
+    box = record.get("bbox")
+    if "box" in record:  # a folder's, in pixels
+        sides = tf.cast(tf.shape(image)[:2], tf.float32)
+        box = record["box"] / tf.tile(sides, [2])
+    image, box = decode.centre(image, source.image_size, source.resize, box)
     example = {"image": image, "label": tf.cast(record["label"], tf.int32), **about}
+    if "box" in record:
+        box = tf.where(record["box"][0] < 0, tf.constant(folders.NO_BOX), box)
     return example if box is None else {**example, "box": box}
 
 

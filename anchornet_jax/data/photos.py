@@ -4,7 +4,7 @@ JPEG, PNG and WebP of any size and mode: the EXIF orientation is applied, for a 
 is meant to be seen upright; what is transparent becomes white. The size is reached as
 evaluation reaches it: the short side is resized, the square at the centre cut out.
 
-    paths = photos.find("photos/*.jpg")
+    paths = photos.find("photos/*.jpg")  # or a folder, or a text file of paths
     image = photos.read(paths[0], image_size=224, resize=256)  # uint8 [224, 224, 3]
 """
 
@@ -21,26 +21,68 @@ import numpy as np
 from PIL import Image, ImageOps
 
 FORMATS = ("JPEG", "PNG", "WEBP")
+ENDINGS = (".jpg", ".jpeg", ".png", ".webp")  # of what is taken from a folder
+LIST = ".txt"  # ending of a text file of paths
 MAX_PIXELS = 64_000_000  # of a file: 200 MB once decoded, for each of the threads
 THREADS = 4  # that read ahead of the networks
 SIXTEEN_BITS = ("I", "I;16", "I;16B")  # modes of grey PNG files
 
 
-def find(pattern: str) -> list[pathlib.Path]:
-    """Return all but folders that matches a pattern such as `photos/*.jpg`, sorted.
+def find(what: str) -> list[pathlib.Path]:
+    """Return the image files that a text means; what it means decides their order.
 
-    `**` stands for folders of any depth. What is no file, such as a link that leads
-    nowhere, is among them: `read` says what is wrong with it.
+    A folder means the images in it and in folders in it, by their endings, sorted; hidden
+    ones are left out. A file that ends with `.txt` has one of the others in each line. All
+    else is a pattern such as `photos/*.jpg`, which means all but folders that match it,
+    sorted; `**` stands for folders of any depth. Several have commas between them, unless
+    there is a file with that very name. What is no file, such as a link that leads nowhere,
+    is among them: `read` says what is wrong with it.
 
     Raises:
-      ValueError: if there is none.
+      ValueError: if one of them means nothing.
     """
-    names = sorted(glob.glob(os.path.expanduser(pattern), recursive=True))
-    paths = [pathlib.Path(name) for name in names if not os.path.isdir(name)]
-    if not paths:
-        hint = "a folder; its files are FOLDER/*" if names else "nothing"
-        raise ValueError(f"`images` is {pattern!r}, which matches {hint}")
-    return paths
+    parts = what.split(",") if "," in what and not _names(what) else [what]
+    found = [_found(part.strip() if len(parts) > 1 else part) for part in parts]
+    return list(dict.fromkeys(path for paths in found for path in paths))
+
+
+def _found(what: str) -> list[pathlib.Path]:
+    """Return what one pattern, folder or text file means."""
+    path = pathlib.Path(os.path.expanduser(what or "\0"))
+    if what.lower().endswith(LIST) and os.path.isfile(path):
+        lines = os.fsdecode(path.read_bytes()).splitlines()
+        listed = [_listed(line.strip()) for line in lines if line.strip()]
+        found = [one for paths in listed for one in paths]
+    elif os.path.isdir(path):
+        found = _in_folder(path)
+    else:
+        found = [pathlib.Path(n) for n in _names(what) if not os.path.isdir(n)]
+    if not found:
+        means = "holds no images" if os.path.exists(path) else "matches nothing"
+        raise ValueError(f"`images` is {what!r}, which {means}")
+    return found
+
+
+def _listed(line: str) -> list[pathlib.Path]:
+    """Return what a line of a text file means: a file that is missing is one as well."""
+    path = pathlib.Path(os.path.expanduser(line))
+    if os.path.isdir(path) or not (os.path.lexists(path) or not glob.has_magic(line)):
+        return _found(line)
+    return [path]
+
+
+def _names(pattern: str) -> list[str]:
+    return sorted(glob.glob(os.path.expanduser(pattern), recursive=True))
+
+
+def _in_folder(folder: pathlib.Path) -> list[pathlib.Path]:
+    """Return the images in a folder and in those inside, without the hidden ones."""
+    found = []
+    for root, folders, names in os.walk(folder):
+        folders[:] = sorted(n for n in folders if n[0] != "." and n != "__MACOSX")
+        shown = (n for n in names if n[0] != "." and n.lower().endswith(ENDINGS))
+        found += [pathlib.Path(root, name) for name in sorted(shown)]
+    return found
 
 
 def read(

@@ -98,7 +98,8 @@ def finding(found: Mapping[str, Evaluation]) -> str:
     }
     name, point = max(best.items(), key=lambda pair: pair[1].accuracy)
     return (
-        f"{name} is the most accurate at its best: {report.percent(point.accuracy)} at "
+        f"{name} is the most accurate at its best: "
+        f"{report.accuracy(found[name], point.accuracy)} at "
         f"{report.macs(point.cost)} multiply-adds per image."
     )
 
@@ -116,7 +117,7 @@ def table(found: Mapping[str, Evaluation]) -> str:
         (
             name,
             what,
-            report.percent(point.accuracy),
+            report.accuracy(found[name], point.accuracy),
             report.macs(point.cost),
             report.milliseconds(point.time_ms),
         )

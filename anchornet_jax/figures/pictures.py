@@ -192,7 +192,7 @@ def _picture(axes: Axes, row: Mapping) -> None:
         heatmap = np.ma.masked_invalid(row["heatmap"])
         axes.imshow(heatmap, extent=(left, right, bottom, top), **look)
     axes.set(xlim=(0, width), ylim=(height, 0))
-    if "box" in row:
+    if "box" in row and row["box"][0] >= 0:  # known
         _rectangle(axes, row["box"], ec="w", ls=":", lw=1)
     whole = np.array([0, 0, height, width])
     for t in reversed(range(len(row["boxes"]))):
@@ -273,7 +273,7 @@ def _legend(figure: Figure, arrays: Mapping, *, regions: bool) -> None:
     if regions:
         handles.append(Patch(**line, lw=1.8, label="looked at"))
         handles.append(Patch(**line, lw=0.9, ls=(0, (4, 3)), label="not needed"))
-    if "box" in arrays:
+    if "box" in arrays and (np.asarray(arrays["box"])[:, 0] >= 0).any():
         handles.append(Patch(**line, ls=":", label="object, for scoring only"))
     for right, (symbol, color) in plots.VERDICTS.items() if "label" in arrays else ():
         look = {"ls": "none", "marker": f"${symbol}$", "color": color, "ms": 7}

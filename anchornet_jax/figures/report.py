@@ -8,6 +8,7 @@ network.
 
 import base64
 import html
+import math
 import os
 import pathlib
 import re
@@ -19,6 +20,9 @@ from anchornet_jax.inference.results import Evaluation
 from anchornet_jax.runtime import files
 
 ROUNDING = 1e-9  # of accuracies that are compared
+FEW = 1000  # images; of fewer, accuracies carry their standard error
+NEARLY_ALL = 0.995  # of the images
+RANDOM = "random patches"  # the reference that looks anywhere
 ROWS = 6  # of examples in one figure, so that it fits on a printed page
 TITLES = {
     "accuracy_cost": "Accuracy against cost",
@@ -141,6 +145,92 @@ def page(title: str, finding: str, setting: str, parts: list[str]) -> str:
 
 
 def finding(summary: Evaluation) -> str:
+    """Say what happened: first what speaks against the method, then how it compares.
+
+    Patches may not help, all images may leave at the glance, random patches may be as
+    good, and what the method is compared with may be worse than the glance. Where one of
+    these is so, the first sentence says it. Differences below the standard error of a
+    difference between two accuracies count as none.
+    """
+    against = [text for text in (rule(summary) for rule in DOUBTS) if text]
+    if not against:
+        return comparison(summary)
+    first = "; ".join(against)
+    return f"{first[0].upper()}{first[1:]}. {comparison(summary)}"
+
+
+def _not_better(summary, one: float, other: float) -> bool:
+    """Say whether an accuracy is not above another by more than chance."""
+    errors = (results.standard_error(share, summary.images) for share in (one, other))
+    return one - other <= math.hypot(*errors) + ROUNDING
+
+
+def _steps_help_not(summary) -> str:
+    first, later = summary.anytime[0], summary.anytime[1:] + summary.budgeted
+    if len(summary.exits) < 2 or not later:
+        return ""
+    best = max(point.accuracy for point in later)
+    if not _not_better(summary, best, first.accuracy):
+        return ""
+    steps = "patches do" if _has_patches(summary) else "later exits do"
+    return (
+        f"{steps} not help: after the {summary.exits[0]} alone "
+        f"{accuracy(summary, first.accuracy)} of the test images are right, at best "
+        f"{accuracy(summary, best)} with more"
+    )
+
+
+def _all_leave_at_once(summary) -> str:
+    if not summary.budgeted:
+        return ""
+    least = min(point.exits[0] for point in summary.budgeted)
+    if least < NEARLY_ALL:
+        return ""
+    return (
+        f"at every budget {percent(least)} of the images or more leave after the "
+        f"{summary.exits[0]}"
+    )
+
+
+def _random_is_as_good(summary) -> str:
+    other = summary.references.get(RANDOM)
+    same = other is not None and len(other.anytime) == len(summary.anytime)
+    if not same or len(summary.anytime) < 2:
+        return ""
+    own, other = max(
+        zip(summary.anytime[1:], other.anytime[1:]), key=lambda pair: pair[0].accuracy
+    )
+    if not _not_better(summary, own.accuracy, other.accuracy):
+        return ""
+    return (
+        f"{RANDOM} are as good as those that were chosen "
+        f"({accuracy(summary, other.accuracy)} against {accuracy(summary, own.accuracy)} "
+        "right)"
+    )
+
+
+def _reference_is_poor(summary) -> str:
+    reference, first = summary.reference(), summary.anytime[0]
+    if reference is None or len(summary.exits) < 2:
+        return ""
+    name, whole = reference
+    if _not_better(summary, first.accuracy, whole.accuracy):
+        return ""
+    return (
+        f"{name} is no measure: it is right on {accuracy(summary, whole.accuracy)}, "
+        f"fewer than after the {summary.exits[0]} alone "
+        f"({accuracy(summary, first.accuracy)})"
+    )
+
+
+def _has_patches(summary) -> bool:
+    return any(name.startswith("patch") for name in summary.exits)
+
+
+DOUBTS = (_steps_help_not, _all_leave_at_once, _random_is_as_good, _reference_is_poor)
+
+
+def comparison(summary: Evaluation) -> str:
     """Say in one sentence how the method compares with one network on the whole image.
 
     The best budget decides whether it matches the best such reference, comes within one
@@ -152,7 +242,7 @@ def finding(summary: Evaluation) -> str:
     best = max(rows, key=lambda row: (row.accuracy, -row.cost))
     if reference is None:
         return (
-            f"At its best {who} is right on {percent(best.accuracy)} of the test "
+            f"At its best {who} is right on {accuracy(summary, best.accuracy)} of the test "
             f"images, at {macs(best.cost)} multiply-adds per image."
         )
     start = who[0].upper() + who[1:]
@@ -167,8 +257,8 @@ def finding(summary: Evaluation) -> str:
     reached = [row for row in rows if row.accuracy >= goal - ROUNDING]
     row = min(reached, key=lambda row: row.cost)
     return (
-        f"{verb} {name} on the test images ({percent(row.accuracy)} against "
-        f"{percent(whole.accuracy)} right) at {row.cost / whole.cost:.2f} times its "
+        f"{verb} {name} on the test images ({accuracy(summary, row.accuracy)} against "
+        f"{accuracy(summary, whole.accuracy)} right) at {row.cost / whole.cost:.2f} times its "
         "multiply-adds"
         + (
             f" and {row.time_ms / whole.time_ms:.2f} times its milliseconds."
@@ -192,6 +282,14 @@ def _setting(summary):
 def percent(share: float) -> str:
     """Write a share with a sign that no line break parts from it."""
     return f"{100 * share:.1f}\u00a0%"  # no line break before the sign
+
+
+def accuracy(summary: Evaluation, share: float) -> str:
+    """Write an accuracy, with its standard error where it rests on few images."""
+    if not summary.images or summary.images >= FEW:
+        return percent(share)
+    error = results.standard_error(share, summary.images)
+    return f"{100 * share:.1f}\u00a0±\u00a0{100 * error:.1f}\u00a0%"
 
 
 def _threshold(value: float) -> str:
@@ -285,7 +383,7 @@ def _anytime(summary) -> str:
         (
             name,
             exit,
-            percent(point.accuracy),
+            accuracy(summary, point.accuracy),
             macs(point.cost),
             milliseconds(point.time_ms),
         )
@@ -293,6 +391,11 @@ def _anytime(summary) -> str:
         for exit, point in zip(exits, points)
     ]
     note = "All images leave at the same exit."
+    if summary.images and summary.images < FEW:
+        note += (
+            f" Accuracies rest on {summary.images:.0f} test images; ± is the standard "
+            "error."
+        )
     if summary.box_coverage is not None:
         note += (
             " On average the first region that was chosen holds "
@@ -314,7 +417,7 @@ def _budgeted(summary) -> str:
     for row in sorted(summary.budgeted, key=lambda row: row.budget):
         costs = (macs(row.budget), macs(row.cost), milliseconds(row.time_ms))
         numbers = (f"{row.steps:.2f}", *map(percent, row.exits))
-        rows.append([*costs, percent(row.accuracy), *numbers])
+        rows.append([*costs, accuracy(summary, row.accuracy), *numbers])
         if thresholds := (row.rule or {}).get("thresholds"):
             rows[-1].append(", ".join(map(_threshold, thresholds)))
     if len(rows[0]) > len(header):

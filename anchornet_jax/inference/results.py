@@ -159,6 +159,7 @@ class Evaluation:
       exit_time_ms: what leaving at each exit costs at full batches; None: not measured.
       device: on which times were measured.
       seconds: {stage: seconds} of a pipeline.
+      images: that accuracies rest on; None in results of older versions.
     """
 
     data: str
@@ -173,6 +174,7 @@ class Evaluation:
     exit_time_ms: list[float] | None = None
     device: str | None = None
     seconds: dict[str, float] | None = None
+    images: float | None = None
 
     def to_json(self) -> dict:
         """Return plain data, without what is not known."""
@@ -217,6 +219,11 @@ class Evaluation:
             if len(found.anytime) == 1
         ]
         return max(single, key=lambda pair: pair[1].accuracy, default=None)
+
+
+def standard_error(share: float, images: float | None) -> float:
+    """Return the standard error of a share of so many images; 0 if they are not known."""
+    return math.sqrt(share * (1 - share) / images) if images else 0.0
 
 
 def with_time(points: list[Point], times: list[float] | None) -> list[Point]:
@@ -269,6 +276,7 @@ EVALUATION = {
     "exit_time_ms?": ["number"],
     "device?": "text",
     "seconds?": {},
+    "images?": "number",
 }
 ALLOWED = {
     dict: "an object",

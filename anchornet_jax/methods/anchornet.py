@@ -39,6 +39,9 @@ class AnchorNet:
       fuse: what is summed over inputs: `logits` as the authors do, or `probabilities`
         as Algorithm 1 can be read.
       localizer: `network`, or a key of `localize.HEURISTICS`.
+      heatmap: of the network that localises, a key of `localize.HEATMAPS`.
+      size: side of the patches in pixels; 0: what a location of the localiser sees. A
+        BagNet or a Saccader so chooses among the patches that AnchorNet has.
       vote: whether the localiser's logits are summed too; then it is a step.
       weights: [exits][sources] of the glance's, the localiser's (with `vote`) and the
         summed patches' logits at each exit; empty for plain sums. See `fusion.fit`.
@@ -49,6 +52,8 @@ class AnchorNet:
     iou_threshold: float = 0.3
     fuse: str = "logits"
     localizer: str = LEARNED
+    heatmap: str = "predicted"
+    size: int = 0
     vote: bool = False
     weights: Sequence[Sequence[float]] = ()
 
@@ -59,6 +64,12 @@ class AnchorNet:
             )
         if self.fuse not in FUSE:
             raise ValueError(f"`fuse` is {self.fuse!r}; choose one of {FUSE}")
+        localize.check_heatmap(self.heatmap)
+        if self.size < 0 or self.size == 1:
+            raise ValueError(
+                f"`size` is {self.size}; allowed are 0 (what the localizer sees) and 2 "
+                "or more pixels"
+            )
         if self.vote and self.localizer != LEARNED:
             raise ValueError(
                 f"`vote` is True; `localizer` is {self.localizer!r}, which knows no classes"
@@ -108,9 +119,9 @@ class AnchorNet:
     @property
     def model(self):
         """Return what localises: a network's module, or a heuristic."""
-        if self.localizer == LEARNED:
-            return self.networks["localizer"].model
-        return localize.Heuristic(self.localizer)
+        learned = self.localizer == LEARNED
+        own = self.networks["localizer"].model if learned else None
+        return localize.of_size(own or localize.Heuristic(self.localizer), self.size)
 
     @property
     def patch_size(self) -> int:
@@ -165,6 +176,9 @@ class AnchorNet:
             else 0
             for role in ("glance", "patch", "localizer")
         )
+        if localizer:
+            own = self.networks["localizer"].model
+            localizer += localize.heatmap_macs(own, self.heatmap, image_size)
         if self.vote:
             return [glance, localizer, *(self.inputs - 1) * [patch]]
         return [glance, localizer + patch, *(self.inputs - 2) * [patch]]
@@ -219,6 +233,7 @@ class AnchorNet:
             patches.take(pixels, rows),
             k=self.inputs - 1,
             iou_threshold=self.iou_threshold,
+            heatmap=self.heatmap,
         )
         own = {name: getattr(found, name) for name in ("corners", "valid", "branch")}
         return {**state, **own, "heatmap": found.heatmap}, found.logits

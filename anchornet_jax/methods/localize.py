@@ -7,6 +7,13 @@ that have learned nothing, for comparison (2022, Table 3; 2020, Fig. 6):
 
     localizer = Heuristic("random")  # or centre, edges
     found = localize(localizer, None, images, k=4, iou_threshold=0.3)
+
+and networks that see other squares than the patches (BagNet, Saccader). `of_size` brings
+their heatmaps to patches of any size, so that all localisers choose among the same ones.
+
+A localiser that was taught where things are, rather than what they are (see
+`objectives.taught`), or that knows other classes than those asked for, is read without
+regard to classes: its heatmap is the evidence for any of them (`HEATMAPS`).
 """
 
 import dataclasses
@@ -15,9 +22,11 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import linen as nn
 from jax import lax
 
 from anchornet_jax.methods import patches, preprocessing
+from anchornet_jax.models import multiply_adds
 from anchornet_jax.models.anchornet import AnchorNet
 from anchornet_jax.models.receptive_field import ReceptiveField
 
@@ -29,7 +38,7 @@ class Localization(NamedTuple):
     """What a localiser says of a batch of images."""
 
     logits: jax.Array | None  # [B, N]; None of a localiser that knows no classes
-    heatmap: jax.Array  # [B, G, G] of the predicted class; NaN beyond a smaller grid
+    heatmap: jax.Array  # [B, G, G] that chose the patches; NaN beyond a smaller grid
     corners: jax.Array  # [B, K, 2] int32, best patch first
     valid: jax.Array  # [B, K] bool
     branch: jax.Array  # [B] int32, which of the localizer's `fields` has the patches
@@ -95,20 +104,184 @@ class Heuristic:
         return (self.field,)
 
 
-def look(model, variables, images: jax.Array):
-    """Return logits [B, N] or None, the branch [B] and a heatmap [B, G, G] per branch.
+def predicted_map(model, variables, out, logits: jax.Array) -> tuple[jax.Array, ...]:
+    """Return the evidence for the predicted class [B, G, G] per branch (2022, Eq. 2)."""
+    return model.contributions(variables, out, logits.argmax(-1))
+
+
+def agnostic_map(model, variables, out, logits: jax.Array) -> tuple[jax.Array, ...]:
+    """Return the evidence for any class [B, G, G] per branch: log-sum-exp over classes.
+
+    Not of the papers. Where the localiser names the wrong class, its map of that class
+    points at something else; this one does not ask which class it is.
+    """
+    if not hasattr(model, "evidence"):
+        raise ValueError(
+            "`heatmap` is 'agnostic'; allowed is 'predicted', since a "
+            f"{type(model).__name__} does not tell its evidence for every class"
+        )
+    evidence = model.evidence(variables, out)
+    return tuple(jax.nn.logsumexp(maps, -1) for maps in evidence)
+
+
+HEATMAPS = {"predicted": predicted_map, "agnostic": agnostic_map}
+
+
+def check_heatmap(name: str) -> None:
+    """Raise ValueError for a heatmap that is no key of `HEATMAPS`."""
+    if name not in HEATMAPS:
+        raise ValueError(f"`heatmap` is {name!r}; choose one of {sorted(HEATMAPS)}")
+
+
+def heatmap_macs(model, heatmap: str, image_size: int) -> int:
+    """Count the multiply-adds of a network's heatmap beyond those of the network.
+
+    The papers do not count the map of one class, and it is not counted here.
+    """
+    if heatmap != "agnostic" or not hasattr(model, "evidence"):
+        return 0
+
+    def macs(count):
+        images = jax.ShapeDtypeStruct((count, image_size, image_size, 3), "float32")
+        variables = jax.eval_shape(model.init, jax.random.key(0), images)
+        _, out = jax.eval_shape(model.apply, variables, images)
+        return multiply_adds.macs(model.evidence, variables, out)
+
+    return macs(2) - macs(1)  # what an image adds; layers are joined once for all
+
+
+def window_means(maps: jax.Array, field: ReceptiveField, side: int) -> jax.Array:
+    """Average maps of an image, resized to it, over each patch of a lattice.
+
+    Args:
+      maps: [B, h, w] float32, of any resolution.
+      field: size and stride of the patches.
+      side: of the square image in pixels.
+
+    Returns:
+      [B, G, G] float32.
+    """
+    rows, columns = (
+        jnp.asarray(_window_weights(field, side, cells)) for cells in maps.shape[1:]
+    )
+    return jnp.einsum("gh,bhw,kw->bgk", rows, maps, columns)
+
+
+def _window_weights(field, side: int, cells: int) -> np.ndarray:
+    """Return what each cell weighs in each window [G, cells]; bilinear, as resized."""
+    centres = np.clip((np.arange(side) + 0.5) * cells / side - 0.5, 0, cells - 1)
+    spread = np.maximum(
+        0, 1 - abs(centres[:, None] - np.arange(cells))
+    )  # [side, cells]
+    starts = range(0, side - field.size + 1, field.stride)
+    windows = [spread[start : start + field.size].mean(0) for start in starts]
+    return np.float32(windows)
+
+
+@dataclasses.dataclass(frozen=True)
+class Regridded:
+    """A network that localises patches of other sizes than its locations see.
+
+    Attributes:
+      network: of one branch.
+      fields: size and stride of the patches, of each branch; the strides are its own.
+    """
+
+    network: nn.Module
+    fields: tuple[ReceptiveField, ...]
+
+    @property
+    def field(self) -> ReceptiveField:
+        """Return the middle one."""
+        return self.fields[len(self.fields) // 2]
+
+
+def of_size(model, size: int):
+    """Return a localiser of patches of a size.
 
     Args:
       model: a `Heuristic`, or a network that localises.
+      size: side of the patches in pixels; 0: what a location sees.
+
+    Raises:
+      ValueError: if it has several sizes of its own.
+    """
+    if not size or [size] == [field.size for field in model.fields]:
+        return model
+    if len(model.fields) > 1:
+        raise ValueError(
+            f"`size` is {size}; allowed is 0, since the localizer has branches of "
+            f"{[field.size for field in model.fields]} pixels"
+        )
+    field = model.field._replace(size=size)
+    if isinstance(model, Heuristic):
+        return dataclasses.replace(model, field=field)
+    return Regridded(model, (field,))
+
+
+def regrid(
+    heatmap: jax.Array,
+    own: ReceptiveField,
+    field: ReceptiveField,
+    shape: tuple[int, int],
+    ordered: bool = False,
+) -> jax.Array:
+    """Bring a heatmap to patches of another size.
+
+    A patch gets the mean over the locations that see nothing outside it. Where it is
+    smaller than what a location sees, or where a mean says nothing, it gets the value of
+    the location whose centre is nearest to its own: NaN beyond the heatmap.
+
+    Args:
+      heatmap: [B, G, G], one value for each location.
+      own: what a location sees.
+      field: size of the patches, at the same stride.
+      shape: height and width of the images in pixels.
+      ordered: the values are ranks, so that their mean says nothing.
+
+    Returns:
+      [B, G', G'], one value for each patch.
+    """
+    rows, columns = field.grid(*shape)
+    more = field.size - own.size
+    if more > 0 and not ordered:
+        side = more // own.stride + 1
+        window = (1, side, side)
+        sums = lax.reduce_window(heatmap, 0.0, lax.add, window, (1, 1, 1), "VALID")
+        return sums[:, :rows, :columns] / side**2
+    shift = round(more / (2 * own.stride))
+    sides = [(max(-shift, 0), max(n + shift, 0)) for n in (rows, columns)]
+    padded = jnp.pad(heatmap, [(0, 0), *sides], constant_values=jnp.nan)
+    start = max(shift, 0)
+    return padded[:, start : start + rows, start : start + columns]
+
+
+def look(model, variables, images: jax.Array, heatmap: str = "predicted"):
+    """Return logits [B, N] or None, the branch [B] and a heatmap [B, G, G] per branch.
+
+    Args:
+      model: a `Heuristic`, a network that localises, or one `Regridded`.
       variables: of the network.
       images: uint8 [B, H, W, 3].
+      heatmap: of a network, a key of `HEATMAPS`.
     """
     if isinstance(model, Heuristic):
         maps = [HEURISTICS[model.name](images, field) for field in model.fields]
         return None, jnp.zeros(images.shape[:1], jnp.int32), maps
-    _, out = model.apply(variables, preprocessing.normalise(images, model))
-    logits, branch = model.classify(variables, out)
-    return logits, branch, model.contributions(variables, out, logits.argmax(-1))
+    network = model.network if isinstance(model, Regridded) else model
+    _, out = network.apply(variables, preprocessing.normalise(images, network))
+    logits, branch = network.classify(variables, out)
+    maps = HEATMAPS[heatmap](network, variables, out, logits)
+    if isinstance(model, Regridded):
+        maps = regridded(model, maps[0], images.shape[1:3])
+    return logits, branch, maps
+
+
+def regridded(model: Regridded, heatmap, shape) -> list[jax.Array]:
+    """Return a network's heatmap [B, G, G] for the patches of each branch."""
+    ordered = getattr(model.network, "ordered", False)
+    own = model.network.field
+    return [regrid(heatmap, own, field, shape, ordered) for field in model.fields]
 
 
 def localize(
@@ -120,11 +293,12 @@ def localize(
     iou_threshold: float = 0.3,
     preset: str = "",
     branch: int = 0,
+    heatmap: str = "predicted",
 ) -> Localization:
     """Find the patches that a localiser chooses (2022, Sec. 3.3; 2020, Algorithm 1).
 
     Args:
-      model: the localizer: a network, or a `Heuristic`.
+      model: the localizer: a network, one `Regridded`, or a `Heuristic`.
       variables: its parameters and statistics.
       images: uint8 [B, H, W, 3].
       k: patches per image, K.
@@ -133,16 +307,18 @@ def localize(
         the largest.
       branch: size in pixels of the branch that localises all images; 0 for the one that
         the network chooses for each.
+      heatmap: of a network, a key of `HEATMAPS`.
 
     Raises:
-      ValueError: for an unknown preset or branch, or patches that cannot be.
+      ValueError: for an unknown preset, branch or heatmap, or patches that cannot be.
     """
+    check_heatmap(heatmap)
     sizes = [field.size for field in model.fields]
     if preset:
         selections = patches.preset(preset, sizes)
     else:
         selections = [patches.Selection(k, iou_threshold, 1.0)] * len(sizes)
-    logits, chosen, maps = look(model, variables, images)
+    logits, chosen, maps = look(model, variables, images, heatmap)
     if branch:
         chosen = jnp.full_like(chosen, branch_index(model, branch))
     found = [

@@ -106,6 +106,8 @@ def make(
     iou_threshold: float = 0.3,
     preset: str = "",
     branch: int = 0,
+    heatmap: str = "predicted",
+    size: int = 0,
 ) -> Callable:
     """Return the view of that name, a function to be called inside a jitted step.
 
@@ -119,6 +121,9 @@ def make(
       preset: of `patches`, see `localize`.
       branch: of `patches` and `random`, size in pixels of the branch whose patches are
         seen, as large as they are; 0 for the chosen branch's, brought to one size.
+      heatmap: of `patches`, a key of `localize.HEATMAPS`.
+      size: side of the patches in pixels, and of `resized`; 0: what a location of the
+        localizer sees.
 
     Returns:
       `view(images, keys, variables) -> (inputs, valid)` with uint8 images [B, H, W, 3],
@@ -126,10 +131,13 @@ def make(
       inputs [B, T, P, P, 3] and a mask [B, T] of those that exist.
 
     Raises:
-      ValueError: for an unknown view, preset or branch.
+      ValueError: for an unknown view, preset, branch or heatmap, or a size where the
+        localizer has several.
     """
     if name not in VIEWS:
         raise ValueError(f"`view` is {name!r}; choose one of {sorted(VIEWS)}")
+    localize.check_heatmap(heatmap)
+    localizer = localize.of_size(localizer, size)
     if branch:
         localize.branch_index(localizer, branch)
     if preset:
@@ -146,6 +154,7 @@ def make(
             iou_threshold=iou_threshold,
             preset=preset,
             branch=branch,
+            heatmap=heatmap,
         )
 
     return view

@@ -15,15 +15,22 @@ from flax import linen as nn
 
 from anchornet_jax.models.anchornet import AnchorNet
 from anchornet_jax.models.anchornet_2020 import MultiScaleAnchorNet
+from anchornet_jax.models.bagnet import BagNet
 from anchornet_jax.models.densenet import DenseNet
 from anchornet_jax.models.efficientnet import EfficientNet, EfficientNetLite
+from anchornet_jax.models.hcgnet import HCGNet
 from anchornet_jax.models.mobilenet import MobileNetV3
 from anchornet_jax.models.msdnet import MSDNet
 from anchornet_jax.models.ranet import RANet
 from anchornet_jax.models.regnet import RegNet
 from anchornet_jax.models.resnet import ResNet
+from anchornet_jax.models.saccader import Saccader
 
 DTYPES = ("float32", "bfloat16")  # of the computation
+# Of Saccader: a stem of one convolution, two 3x3 ones in each group, a narrow last map.
+BAGNET_77 = {"squares": (2, 2, 2, 2), "stem": (3,), "low": 512, "centred": True}
+# An eighth as wide, one block in each group, so that a location sees 33 pixels.
+BAGNET_33_SMALL = BAGNET_77 | {"width": 8, "depths": (1, 1, 1, 1), "low": 64}
 MODELS = {  # name: (class, arguments)
     "anchornet": (AnchorNet, {}),
     "anchornet_multiscale": (MultiScaleAnchorNet, {}),
@@ -44,6 +51,10 @@ MODELS = {  # name: (class, arguments)
     "densenet161": (DenseNet, {"depths": (6, 12, 36, 24), "growth": 48}),
     "densenet169": (DenseNet, {"depths": (6, 12, 32, 32)}),
     "densenet201": (DenseNet, {"depths": (6, 12, 48, 32)}),
+    "hcgnet_b": (HCGNet, {"depths": (3, 6, 12, 8), "growths": (32, 48, 64, 96)}),
+    "hcgnet_c": (HCGNet, {"depths": (6, 12, 18, 14), "growths": (48, 56, 72, 112)}),
+    # One to three modules a block, a quarter of the growth: trains on a CPU.
+    "hcgnet_small": (HCGNet, {"depths": (1, 1, 2, 2), "growths": (8, 12, 16, 24)}),
     "mobilenet_v3_large": (MobileNetV3, {}),
     "efficientnet_b0": (EfficientNet, {}),
     "efficientnet_b1": (EfficientNet, {"depth": 1.1}),
@@ -71,6 +82,18 @@ MODELS = {  # name: (class, arguments)
         RegNet,
         {"depth": 27, "w0": 48, "wa": 20.71, "wm": 2.65, "group_width": 24},
     ),
+    # Pixels that a location sees.
+    "bagnet9": (BagNet, {"squares": (1, 1, 0, 0)}),
+    "bagnet17": (BagNet, {"squares": (1, 1, 1, 0)}),
+    "bagnet33": (BagNet, {"squares": (1, 1, 1, 1)}),
+    "bagnet77_low": (BagNet, BAGNET_77),
+    # An eighth as wide, one block in each group: trains on a CPU.
+    "bagnet33_small": (
+        BagNet,
+        {"squares": (1, 1, 1, 1), "width": 8, "depths": (1, 1, 1, 1)},
+    ),
+    "saccader": (Saccader, {"bag": tuple(BAGNET_77.items())}),
+    "saccader_small": (Saccader, {"bag": tuple(BAGNET_33_SMALL.items())}),
     # Base and step; 7 and 7 are those of the published curve.
     "msdnet_7_7": (MSDNet, {"base": 7, "step": 7}),
     "msdnet_4_4": (MSDNet, {"base": 4, "step": 4}),

@@ -56,7 +56,22 @@ class MBConv(nn.Module):
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
+    def __call__(
+        self,
+        x: jax.Array,
+        *,
+        train: bool = False,
+        mean: jax.Array | None = None,
+        until_mean: bool = False,
+    ) -> jax.Array:
+        """Run the block on a map [B, H, W, C], or on a tile of one.
+
+        Args:
+          x: the map.
+          train: use and update the batch's statistics.
+          mean: [B, 1, 1, E] of what squeeze-excite scales; `x`'s own where None.
+          until_mean: return what it is the mean of, [B, H', W', E], and stop.
+        """
         conv_bn = functools.partial(
             layers.conv_bn, train=train, axis_name=self.axis_name, dtype=self.dtype
         )
@@ -67,9 +82,12 @@ class MBConv(nn.Module):
             y = layers.swish(conv_bn(y, expanded, ("conv1", "bn1")))
         where = {"kernel": kernel, "stride": stride, "groups": expanded}
         y = conv_bn(y, expanded, ("conv2", "bn2"), **where)
+        y = layers.swish(y)
+        if until_mean:
+            return y
         y = layers.SqueezeExcite(
             channels // 4, ("se1", "se2"), dtype=self.dtype, name="se"
-        )(layers.swish(y))
+        )(y, mean)
         y = conv_bn(y, out, ("conv3", "bn3"))
         if stride == 1 and channels == out:
             y = y + x[:, : y.shape[1], : y.shape[2]]
@@ -85,6 +103,7 @@ class AnchorNet(nn.Module):
       dtype: type of the computation; parameters, statistics and logits are float32.
       field: what a location sees; glance and patches have its size.
       fields: of each branch; here there is one.
+      stages: what a location of each stage sees of the stage before, see `stage`.
     """
 
     num_classes: int
@@ -95,6 +114,12 @@ class AnchorNet(nn.Module):
         (row.kernel, row.stride) for row in (STEM, *EXTRACTOR)
     )[-1]
     fields = (field,)
+    # Of each stage, what a location sees of the map that the stage before returned: the
+    # first has the stem and the first block, every other a block.
+    stages = tuple(
+        receptive_field.accumulate((row.kernel, row.stride) for row in rows)[-1]
+        for rows in ((STEM, EXTRACTOR[0]), *((row,) for row in EXTRACTOR[1:]))
+    )
 
     def setup(self):
         shared = {"axis_name": self.axis_name, "dtype": self.dtype}
@@ -121,13 +146,26 @@ class AnchorNet(nn.Module):
           ValueError: if the images are smaller than the receptive field.
         """
         self.field.grid(*images.shape[1:3])
-        x = self.bn1(self.conv1(images), use_running_average=not train)
-        x = layers.swish(x)
-        for block in self.bneck:
-            x = block(x, train=train)
+        x = images
+        for number in range(len(self.stages)):
+            x = self.stage(x, number, train=train)
         features = self.exp_conv(x)  # [B, G, G, C]
         pooled = features.mean((1, 2), dtype=jnp.float32)
         return self.fc(pooled), {"features": features, "extracted": x}
+
+    def stage(self, x: jax.Array, number: int, *, train: bool = False, **tile):
+        """Run one of the stages, between which a map can be cut into tiles.
+
+        Args:
+          x: what the stage before returned; the first takes the images.
+          number: from 0, of `stages`.
+          train: use and update the batch's statistics.
+          **tile: `mean` and `until_mean` of `MBConv`.
+        """
+        if number == 0:
+            x = self.bn1(self.conv1(x), use_running_average=not train)
+            x = layers.swish(x)
+        return self.bneck[number](x, train=train, **tile)
 
     @staticmethod
     def classify(variables, out) -> tuple[jax.Array, jax.Array]:
@@ -192,3 +230,24 @@ class AnchorNet(nn.Module):
         extracted = out["extracted"].astype(jnp.float32)
         maps = jnp.einsum("bhwc,bc->bhw", extracted, weights @ kernel.T)
         return (maps + bias[:, None, None],)
+
+    @staticmethod
+    def evidence(variables, out) -> tuple[jax.Array, ...]:
+        """Return what each location adds to every class, as `contributions` to one.
+
+        The last two layers are linear and become one, so that all classes cost little
+        unless there are many: 0.5 M multiply-adds for 18, 28 M for 1000.
+
+        Args:
+          variables: of this network.
+          out: from `__call__`.
+
+        Returns:
+          One [B, G, G, N] float32, whose mean over the locations are the logits.
+        """
+        params = variables["params"]
+        first, last = params["exp_conv"], params["fc"]
+        kernel = first["kernel"][0, 0] @ last["kernel"]  # [C, N]
+        bias = first["bias"] @ last["kernel"] + last["bias"]
+        maps = out["extracted"].astype(jnp.float32) @ kernel
+        return (maps + bias[None, None, None],)

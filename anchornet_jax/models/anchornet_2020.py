@@ -308,6 +308,11 @@ class MultiScaleAnchorNet(nn.Module):
             maps.append((own + bias[classes][:, None, None]) * spatial)
         return tuple(maps)
 
+    @staticmethod
+    def evidence(variables, out) -> tuple[jax.Array, ...]:
+        """Return what each location adds to every class, [B, G, G, N] per branch."""
+        return out["evidence"]
+
 
 def _classifiers(variables, out):
     """Yield each branch's classifier, kernel [C, N] and bias [N], and its maps."""

@@ -1,4 +1,4 @@
-"""How much each patch says for a class: exact, since patches are averaged linearly.
+"""How much each place says for a class: exact, since places are averaged linearly.
 
 Localizing Multi-scale Semantic Patches (2020), Sec. 3.2 and 3.3; 2022, Eq. 2.
 
@@ -9,6 +9,7 @@ Localizing Multi-scale Semantic Patches (2020), Sec. 3.2 and 3.3; 2022, Eq. 2.
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 
 class Attribution(NamedTuple):
@@ -46,3 +47,36 @@ def attribution(model, variables, images: jax.Array, classes=None) -> Attributio
     if classes is None:
         classes = logits.argmax(-1)
     return Attribution(classes, branch, model.contributions(variables, out, classes))
+
+
+def class_map(variables, features: jax.Array, classes: jax.Array) -> jax.Array:
+    """Return the class activation map of any network that averages its last map.
+
+    Zhou et al. (2016): the last map, weighted as the classifier weights its mean.
+
+    Args:
+      variables: of the network, whose classifier is one linear layer on that mean.
+      features: [B, h, w, C], the last map, `out["features"]`.
+      classes: [B] int32.
+
+    Returns:
+      [B, h, w] float32, in the units of the logit, without the bias.
+
+    Raises:
+      ValueError: if there is no such layer, or several.
+    """
+    channels = features.shape[-1]
+    kernels = [
+        layer["kernel"]
+        for layer in variables["params"].values()
+        if "kernel" in layer
+        and layer["kernel"].ndim == 2
+        and len(layer["kernel"]) == channels
+    ]
+    if len(kernels) != 1:
+        raise ValueError(
+            f"`variables` hold {len(kernels)} linear layers of {channels} channels; a "
+            "class activation map needs one, which classifies the mean of the last map"
+        )
+    weights = kernels[0].T[classes]  # [B, C]
+    return jnp.einsum("bhwc,bc->bhw", features.astype(jnp.float32), weights)

@@ -50,31 +50,34 @@ def _swish_backward(x, gradient):
 swish.defvjp(lambda x: (swish(x), x), _swish_backward)
 
 
-def native_convolution(x, kernel, *, stride, padding, groups):
+def native_convolution(x, kernel, *, stride, padding, groups, dilation=1):
     """Return XLA's own convolution of [B, H, W, C] by a kernel [h, w, C / groups, O]."""
     return lax.conv_general_dilated(
         x,
         kernel,
         (stride, stride),
         [(padding, padding)] * 2,
+        rhs_dilation=(dilation, dilation),
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
         feature_group_count=groups,
     )
 
 
-def _taps(x, side, stride, padding):
+def _taps(x, side, stride, padding, dilation=1):
     """Yield (row, column, slice) of every kernel tap: what the tap multiplies."""
     x = jnp.pad(x, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
-    height, width = ((n - side) // stride + 1 for n in x.shape[1:3])
+    reach = (side - 1) * dilation + 1
+    height, width = ((n - reach) // stride + 1 for n in x.shape[1:3])
     for i, j in itertools.product(range(side), repeat=2):
-        stop = (i + (height - 1) * stride + 1, j + (width - 1) * stride + 1)
-        window = (0, i, j, 0), (x.shape[0], *stop, x.shape[3])
+        top, left = i * dilation, j * dilation
+        stop = (top + (height - 1) * stride + 1, left + (width - 1) * stride + 1)
+        window = (0, top, left, 0), (x.shape[0], *stop, x.shape[3])
         yield i, j, lax.slice(x, *window, (1, stride, stride, 1))
 
 
-def _shifted(x, kernel, *, stride, padding):
+def _shifted(x, kernel, *, stride, padding, dilation=1):
     """Convolve depthwise as the sum over taps of shifted, strided slices."""
-    taps = _taps(x, kernel.shape[0], stride, padding)
+    taps = _taps(x, kernel.shape[0], stride, padding, dilation)
     return sum(tap * kernel[i : i + 1, j : j + 1] for i, j, tap in taps)
 
 
@@ -82,22 +85,23 @@ def _gradients(form, x, kernel, gradient, **where):
     return jax.vjp(functools.partial(form, **where), x, kernel)[1](gradient)
 
 
-def _shifted_gradients(x, kernel, gradient, *, stride, padding):
+def _shifted_gradients(x, kernel, gradient, *, stride, padding, dilation=1):
     side = kernel.shape[0]
     # dx is the gradient, spread by the stride, convolved with the turned kernel.
-    before = side - 1 - padding
+    before = (side - 1) * dilation - padding
     spread = [
         (before, n + padding - ((m - 1) * stride + 1), stride - 1)
         for n, m in zip(x.shape[1:3], gradient.shape[1:3])
     ]
     zero = jnp.zeros((), gradient.dtype)
     spread = lax.pad(gradient, zero, [(0, 0, 0), *spread, (0, 0, 0)])
-    dx = _shifted(spread, kernel[::-1, ::-1], stride=1, padding=0)
+    turned = kernel[::-1, ::-1]
+    dx = _shifted(spread, turned, stride=1, padding=0, dilation=dilation)
     # One pass for all taps: as separate sums XLA reads the maps once per tap, seven
     # times slower. Summing within images first keeps the passes parallel.
     products = [
         (tap * gradient).astype(jnp.float32)
-        for _, _, tap in _taps(x, kernel.shape[0], stride, padding)
+        for _, _, tap in _taps(x, side, stride, padding, dilation)
     ]
     sums = lax.reduce(
         products,
@@ -115,8 +119,10 @@ def _by_platform(cpu, default, **where):
     return lambda *args: lax.platform_dependent(*args, cpu=cpu, default=default)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def depthwise(x: jax.Array, kernel: jax.Array, stride: int, padding: int) -> jax.Array:
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
+def depthwise(
+    x: jax.Array, kernel: jax.Array, stride: int, padding: int, dilation: int = 1
+) -> jax.Array:
     """Convolve each channel with its own kernel.
 
     Args:
@@ -124,18 +130,21 @@ def depthwise(x: jax.Array, kernel: jax.Array, stride: int, padding: int) -> jax
       kernel: [k, k, 1, C].
       stride: step in pixels, both ways.
       padding: zeros added on each side.
+      dilation: pixels from one tap of the kernel to the next.
     """
+    where = {"stride": stride, "padding": padding, "dilation": dilation}
     native = functools.partial(native_convolution, groups=x.shape[-1])
-    return _by_platform(_shifted, native, stride=stride, padding=padding)(x, kernel)
+    return _by_platform(_shifted, native, **where)(x, kernel)
 
 
-def _depthwise_backward(stride, padding, residuals, gradient):
+def _depthwise_backward(stride, padding, dilation, residuals, gradient):
     # Chosen by platform again: differentiating through the choice would keep the
     # residuals of both forms.
     # The barrier keeps XLA from computing the maps again for every tap.
     native = functools.partial(native_convolution, groups=residuals[0].shape[-1])
     native = functools.partial(_gradients, native)
-    backward = _by_platform(_shifted_gradients, native, stride=stride, padding=padding)
+    where = {"stride": stride, "padding": padding, "dilation": dilation}
+    backward = _by_platform(_shifted_gradients, native, **where)
     maps = lax.optimization_barrier((*residuals, gradient))
     return lax.optimization_barrier(backward(*maps))
 
@@ -217,7 +226,9 @@ def _pad_same(x, kernel, stride):
 class Conv(nn.Module):
     """Square 2-D convolution; `padding` zeros on every side, none by default, or `SAME`.
 
-    Parameters: `kernel` [k, k, C / groups, features] and, if asked for, `bias`.
+    `dilation` pixels lie from one tap of the kernel to the next, in one group or with a
+    group for each channel. Parameters: `kernel` [k, k, C / groups, features] and, if
+    asked for, `bias`.
     """
 
     features: int
@@ -225,6 +236,7 @@ class Conv(nn.Module):
     stride: int = 1
     padding: int | str = 0
     groups: int = 1
+    dilation: int = 1
     use_bias: bool = False
     dtype: jnp.dtype = jnp.float32
     kernel_init: nn.initializers.Initializer = KAIMING
@@ -254,12 +266,11 @@ class Conv(nn.Module):
         if self.kernel == 1 and self.groups == 1 and padding == 0:
             return x[:, :: self.stride, :: self.stride] @ kernel[0, 0]
         if self.groups == x.shape[-1] == self.features:
-            return depthwise(x, kernel, self.stride, padding)
+            return depthwise(x, kernel, self.stride, padding, self.dilation)
         if self.groups > 1:
             return grouped(x, kernel, self.stride, padding, self.groups)
-        return native_convolution(
-            x, kernel, stride=self.stride, padding=padding, groups=1
-        )
+        where = {"stride": self.stride, "padding": padding, "dilation": self.dilation}
+        return native_convolution(x, kernel, groups=1, **where)
 
 
 def batch_norm(**kwargs) -> nn.BatchNorm:
@@ -333,8 +344,12 @@ class SqueezeExcite(nn.Module):
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: jax.Array, mean: jax.Array | None = None) -> jax.Array:
+        """Scale the channels of [B, H, W, C] by gates of `mean` [B, 1, 1, C].
+
+        Without it, of the mean over the map; a tile of a larger map is given the whole's.
+        """
         conv = functools.partial(Conv, use_bias=True, dtype=self.dtype)
-        pooled = x.mean((1, 2), keepdims=True)
+        pooled = x.mean((1, 2), keepdims=True) if mean is None else mean
         hidden = self.activation(conv(self.squeezed, name=self.names[0])(pooled))
         return x * self.gate(conv(x.shape[-1], name=self.names[1])(hidden))

@@ -12,7 +12,7 @@ from typing import NamedTuple
 from anchornet_jax import models
 from anchornet_jax.data import datasets, loading
 from anchornet_jax.inference import fitting
-from anchornet_jax.methods import patches, registry, views
+from anchornet_jax.methods import localize, patches, registry, views
 from anchornet_jax.programs import evaluate
 from anchornet_jax.runtime import pretrained
 from anchornet_jax.training import optimizers
@@ -84,7 +84,11 @@ KEYS = {
     "data.manual_dir": TEXT,
     "data.image_size": whole(1, LARGEST),
     "data.augment": one_of(*loading.AUGMENTATIONS),
+    "data.smallest_area": number(0, 1, ends="(]"),
     "data.flip": TRUTH,
+    "data.turns": TRUTH,
+    "data.colour": number(0, 1, ends="[)"),
+    "data.noise": number(0, 255),
     "data.resize": whole(0, LARGEST),
     "data.bad_images": one_of(*loading.BAD_IMAGES),
     "train_split": SPLIT,
@@ -93,11 +97,17 @@ KEYS = {
     "dtype": one_of(*models.DTYPES),
     "init_from": TEXT,
     "localizer": TEXT,
+    "heatmap": one_of(*localize.HEATMAPS),
+    "teacher": TEXT,
+    "teaching.classes": number(0, 1),
+    "teaching.places": number(0),
+    "teaching.sharpness": number(0),
     "view.name": one_of(*views.VIEWS),
     "view.k": whole(1),
     "view.iou_threshold": number(0, 1),
     "view.preset": one_of("", *patches.PRESETS),
     "view.branch": whole(0),
+    "view.size": whole(0, LARGEST),
     "batch_size": whole(1),
     "accumulate": whole(1),
     "epochs": number(0, ends="()"),

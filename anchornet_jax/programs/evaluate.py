@@ -92,6 +92,7 @@ def evaluate(config, directory) -> dict:
             for name, table in others.items()
         },
         box_coverage=_box_coverage(found),
+        images=len(tables["test"].confidence),
         reliability=results.reliability(
             tables["test"].confidence, tables["test"].correct
         ),
@@ -202,15 +203,20 @@ def _timed(config, source, method, references, summary) -> Evaluation:
 def _box_coverage(found) -> float | None:
     """Return the mean share of the object's box inside the first chosen region.
 
-    None where the data has no boxes or the method chooses nothing.
+    Of the images whose box is known, and is not all cut off with the borders. None where
+    there are none or the method chooses nothing.
     """
     if "box" not in found or found.get("boxes", np.zeros((0, 0, 4))).shape[1] < 2:
         return None
-    region, box = found["boxes"][:, 1], found["box"]  # [n, 4]
+    area = (found["box"][:, 2:] - found["box"][:, :2]).prod(-1)
+    known = (found["box"][:, 0] >= 0) & (area > 0)
+    if not known.any():
+        return None
+    region, box = found["boxes"][known, 1], found["box"][known]  # [n, 4]
     low = np.maximum(region[:, :2], box[:, :2])
     high = np.minimum(region[:, 2:], box[:, 2:])
     inside = np.clip(high - low, 0, None).prod(-1)
-    return float((inside / (box[:, 2:] - box[:, :2]).prod(-1)).mean())
+    return float((inside / area[known]).mean())
 
 
 def operating_point(summary: Evaluation) -> Point:

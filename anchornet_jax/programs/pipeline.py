@@ -25,18 +25,56 @@ from anchornet_jax.programs import (
     predict,
     table_3_2020,
 )
-from anchornet_jax.runtime import files, networks, pretrained, torch_import, workdir
+from anchornet_jax.runtime import (
+    files,
+    networks,
+    pretrained,
+    text,
+    torch_import,
+    workdir,
+)
 from anchornet_jax.training import train
 
 SPLITS = ("train_split", "calibration_split", "test_split")
 
 
 def prepare(config, directory) -> dict:
-    """Download or generate the config's data set; count the images of its splits."""
+    """Download or generate the config's data set; look at each of its splits.
+
+    Returns:
+      {split: number of images} of all splits that the data set has.
+
+    Raises:
+      ValueError: as `loading.prepare`, or for a split whose images cannot be read.
+    """
     source = loading.prepare(**config.data)
+    for key in SPLITS:
+        try:
+            found = loading.inspect(source, config[key])
+        except ValueError as error:
+            raise ValueError(f"`config.{key}`: {error}") from None
+        logging.info("%s %r: %s", key, config[key], _described(found))
     workdir.claim(directory, config.to_dict())
     splits = source.builder.info.splits
     return {split: info.num_examples for split, info in splits.items()}
+
+
+def _described(found: dict) -> str:
+    """Say what `loading.inspect` found in a line."""
+    said = f"{found['images']} images"
+    if "smallest" in found:
+        low, high = (f"{found[k][1]}x{found[k][0]}" for k in ("smallest", "largest"))
+        said += (
+            f", the first {low}" + (f" to {high}" if low != high else "") + " pixels"
+        )
+    if classes := found.get("classes"):
+        fewest, most = (end(classes, key=classes.get) for end in (min, max))
+        said += (
+            f"; {len(classes)} classes, from {classes[fewest]} "
+            f"({text.printable(fewest)}) to {classes[most]} ({text.printable(most)}) "
+            "images of each"
+        )
+    return said
 
 
 def convert(config, directory) -> dict:
@@ -235,7 +273,7 @@ def _resolved(config, directory: pathlib.Path):
     config = config.copy_and_resolve_references()
     methods = [config.method, *config.references.values()]
     for part, keys in (
-        (config, ("init_from", "localizer", "evaluation", "source")),
+        (config, ("init_from", "localizer", "teacher", "evaluation", "source")),
         (config.networks, None),
         *((method.networks, None) for method in methods),
     ):

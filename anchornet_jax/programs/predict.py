@@ -1,7 +1,8 @@
 """Images of one's own through an export: a line, a JSON line and a picture each.
 
-The images run through the early-exit `engine`, in their order, while
-threads decode the next ones. Milliseconds are those that an image spends in the
+The images run through the early-exit `engine`, in their order, while threads decode the
+next ones. Of several hosts each takes its share, every n-th image, and writes its own
+lines and pictures; process 0 sums up. Milliseconds are those that an image spends in the
 engine; at a batch size above 1 they include waiting for others.
 
     python main.py --config=configs/predict.py --config.export=EXPORT --config.images=…
@@ -25,9 +26,10 @@ from anchornet_jax.data import photos
 from anchornet_jax.figures import pictures, plots
 from anchornet_jax.inference import engine, exit_table, export, stopping
 from anchornet_jax.methods import method as protocol
-from anchornet_jax.runtime import console, files, text, workdir
+from anchornet_jax.runtime import console, files, parallel, text, workdir
 
 ABOUT, PREDICTIONS, PICTURES = "prediction.json", "predictions.jsonl", "pictures"
+SUMMARY = "summary.json"
 
 
 class Unreadable(RuntimeError):
@@ -54,7 +56,9 @@ def predict(config, directory) -> dict:
     """Classify the images of `config.images` with the export `config.export`.
 
     Prints a line per image; writes `predictions.jsonl`, a line per image too as soon as
-    it is known, and, with `config.pictures`, `pictures`. Lines hold `file`, `class`,
+    it is known, with `config.pictures` also `pictures`, and at the end `summary.json`. Of
+    several hosts each has a folder, `host_0_of_2` and so on, for all but the summary.
+    Lines hold `file`, `class`,
     `confidence`, `exit` (0-based), `macs`, `time_ms` and `picture`, or `file` and
     `error`. A prediction that was killed goes on where it stopped; one that had ended, or
     was of something else, is replaced.
@@ -68,10 +72,7 @@ def predict(config, directory) -> dict:
       Unreadable: at the end, if files could not be read.
     """
     found, rule, budget = _export(config)
-    try:
-        paths = photos.find(config.images)
-    except ValueError as error:
-        raise ValueError(f"`config.images`: {error}") from None
+    paths = _share(config.images)
     classifier = engine.Classifier(
         found.method,
         rule,
@@ -79,7 +80,9 @@ def predict(config, directory) -> dict:
         batch_size=config.batch_size,
         in_flight=None if config.batch_size > 1 else config.batch_size,
     )
-    journal = Journal(directory, paths, _settings(config, found, budget))
+    settings = _settings(config, found, budget)
+    own = parallel.together(lambda: _own(directory))
+    journal = parallel.together(lambda: Journal(own, paths, settings))
     known = journal.known
     if known:
         logging.info("%d of %d files are known from before", len(known), len(paths))
@@ -102,7 +105,41 @@ def predict(config, directory) -> dict:
                     "%d of %d files, %s left",
                     *(number, len(paths), console.remaining(seconds)),
                 )
-    return _finish(found, journal, budget)
+    return _finish(found, journal, budget, pathlib.Path(directory))
+
+
+def _share(images: str) -> list[pathlib.Path]:
+    """Return this host's share of the images, of which process 0 makes the list."""
+
+    def names():
+        try:
+            return [os.fsencode(path) for path in photos.find(images)]
+        except ValueError as error:
+            raise ValueError(f"`config.images`: {error}") from None
+
+    found = parallel.from_first(names)
+    own = found[jax.process_index() :: jax.process_count()]
+    return [pathlib.Path(os.fsdecode(name)) for name in own]
+
+
+def _own(directory) -> pathlib.Path:
+    """Return where this host writes: of several, each has a folder of its own.
+
+    Raises:
+      ValueError: if the directory holds something else than folders of as many hosts.
+    """
+    path, hosts = pathlib.Path(directory), jax.process_count()
+    if hosts == 1:
+        return path
+    folders = [f"host_{number}_of_{hosts}" for number in range(hosts)]
+    others = {item.name for item in path.iterdir()} if path.exists() else set()
+    others = {name for name in others if name[0] != "."} - {*folders, SUMMARY}
+    if others:
+        raise ValueError(
+            f"`workdir` is {str(path)!r}, which holds other files; give a new or empty "
+            f"directory, or that of an earlier prediction by {hosts} hosts"
+        )
+    return path / folders[jax.process_index()]
 
 
 def _settings(config, found, budget) -> dict:
@@ -194,7 +231,8 @@ class Journal:
         if not path.exists():
             return
         names = {item.name for item in path.iterdir() if item.name[0] != "."}
-        if names and ABOUT not in names or names - {PREDICTIONS, PICTURES, ABOUT}:
+        ours = {PREDICTIONS, PICTURES, ABOUT, SUMMARY}
+        if names and ABOUT not in names or names - ours:
             raise ValueError(
                 f"`workdir` is {str(path)!r}, which holds other files; give a new or "
                 "empty directory, or that of an earlier prediction to be replaced"
@@ -241,8 +279,6 @@ class Journal:
 
 def _export(config) -> tuple[export.Export, stopping.Rule, float]:
     """Load the export and choose its rule; say which argument is wrong."""
-    if jax.process_count() > 1:
-        raise ValueError("`config.program` is 'predict', which runs on one host")
     if not config.export:
         raise ValueError("`config.export` is empty; give the directory of an export")
     try:
@@ -340,15 +376,25 @@ def _make_draw(found, rule, journal):
     return draw
 
 
-def _finish(found, journal, budget) -> dict:
-    """Sum up; raise if files could not be read."""
+def _finish(found, journal, budget, directory) -> dict:
+    """Sum up what all hosts did; raise if files could not be read."""
     lines = journal.lines()
     failed = [line for line in lines if "error" in line]
     left = [line["exit"] for line in lines if "error" not in line]
-    shares = np.bincount(left, minlength=len(found.macs)) / max(1, len(left))
-    summary = {
-        "images": len(left),
+    own = {
+        "left": np.bincount(left, minlength=len(found.macs)),
+        "failed": [
+            f"{text.printable(line['file'])}: {line['error']}" for line in failed[:1]
+        ],
         "unreadable": len(failed),
+    }
+    hosts = parallel.exchange(own)
+    counts = np.sum([host["left"] for host in hosts], 0)
+    unreadable = sum(host["unreadable"] for host in hosts)
+    shares = counts / max(1, counts.sum())
+    summary = {
+        "images": int(counts.sum()),
+        "unreadable": unreadable,
         "budget_macs": budget,
         "mean_macs": float(shares @ found.macs),
         "exits": shares.tolist(),
@@ -358,13 +404,16 @@ def _finish(found, journal, budget) -> dict:
     )
     logging.info(
         "%d images in %s: left %s; %.0f M multiply-adds on average, budget %.0f M",
-        *(len(left), journal.directory, where),
+        *(summary["images"], directory, where),
         *(summary["mean_macs"] / 1e6, budget / 1e6),
     )
-    if failed:
+    if jax.process_index() == 0:
+        files.write_sealed(directory / SUMMARY, summary)
+    if unreadable:
+        first = next(text for host in hosts for text in host["failed"])
         raise Unreadable(
-            f"{len(failed)} of {len(lines)} files could not be read, see "
-            f"{journal.directory / PREDICTIONS}; the first: "
-            f"{text.printable(failed[0]['file'])}: {failed[0]['error']}"
+            f"{unreadable} of {summary['images'] + unreadable} files could not be read, "
+            f"see {directory if len(hosts) > 1 else journal.directory / PREDICTIONS}; "
+            f"the first: {first}"
         )
     return summary

@@ -99,7 +99,7 @@ def table_3_2020(config, directory) -> dict:
     selection = {
         key: value
         for key, value in config.view.items()
-        if key not in ("name", "branch")
+        if key not in ("name", "branch", "size")
     }
     images = jax.ShapeDtypeStruct((1, *2 * [source.image_size], 3), "uint8")
     localised = lambda variables, images: localize.localize(

@@ -181,6 +181,21 @@ def from_first(function: Callable):
     return found["value"]
 
 
+def together(function: Callable):
+    """Call `function` on every host; if it raises ValueError on one, all of them do."""
+    if jax.process_count() == 1:
+        return function()
+    value, problem = None, None
+    try:
+        value = function()
+    except ValueError as error:
+        problem = str(error)
+    for text in exchange(problem):
+        if text is not None:
+            raise ValueError(text)
+    return value
+
+
 @contextlib.contextmanager
 def first_alone():
     """Run the block on process 0 before the others: they find what it has written."""

@@ -1,8 +1,10 @@
 """Objectives: what is trained, and what its loss is.
 
 The loop and the step serve every objective (`train`, `train_step`); an objective says
-which networks learn, what they lose on a batch, and how they classify. Here is the one of
-both papers: cross-entropy on a view of the image (2022, Sec. 3.5; 2020, Sec. 3.2).
+which networks learn, what they lose on a batch, and how they classify. `classification`
+is that of both papers: cross-entropy on a view of the image (2022, Sec. 3.5; 2020,
+Sec. 3.2). `taught` is the project's own, for a localiser with little data: a classifier
+that has seen the world shows it where things are.
 """
 
 from collections.abc import Callable
@@ -13,6 +15,8 @@ import jax.numpy as jnp
 import optax
 from flax import linen as nn
 
+from anchornet_jax.methods import localize, preprocessing
+from anchornet_jax.models import attribution
 from anchornet_jax.training import optimizers
 
 NETWORK = "network"  # the role of the one network that a classification trains
@@ -82,7 +86,7 @@ def classification(
         with nn.intercept_methods(keep):
             logits, updates = run(
                 model,
-                variables[NETWORK],
+                _still(variables[NETWORK], freeze),
                 inputs,
                 train=True,
                 mutable=["batch_stats"],
@@ -110,6 +114,104 @@ def classification(
         return fuse(logits[:, :, 0], valid)
 
     return Objective({NETWORK: model}, {NETWORK: input_size}, loss, predict)
+
+
+def taught(
+    model: nn.Module,
+    teacher: nn.Module,
+    input_size: int,
+    *,
+    classes: float = 0.5,
+    places: float = 0.3,
+    sharpness: float = 2.0,
+    label_smoothing: float = 0.0,
+    freeze: str = "",
+) -> Objective:
+    """Return the objective of a localiser that learns from a classifier where to look.
+
+    Not of the papers. From a few thousand images AnchorNet learns their background by
+    heart; a fine-tuned full-image network says what is in an image (distillation, Hinton
+    et al., 2015) and, by its class activation map (Zhou et al., 2016), where. The loss of
+    an image is (1 - `classes`) times the cross-entropy to its label, `classes` times that
+    to the teacher's classes, and `places` times two cross-entropies over the locations
+    of the grid, from `teacher_places` to the softmax of the pupil's evidence for the true
+    class, and to that of its evidence for any (`localize.agnostic_map`).
+
+    Args:
+      model: the pupil, an AnchorNet of one patch size; it sees the whole image.
+      teacher: any network that averages its last map; `frozen` are its variables. It sees
+        the same pixels as the pupil, augmentation included, and never learns.
+      input_size: side of the images in pixels.
+      classes: share of the target that are the teacher's classes.
+      places: weight of either cross-entropy over locations.
+      sharpness: factor of the teacher's evidence before its softmax.
+      label_smoothing: of the label's share, see `classification`.
+      freeze: as of `classification`.
+
+    Raises:
+      ValueError: for a share outside [0, 1], a negative weight, or a pupil that does not
+        localise with patches of one size.
+    """
+    if not 0 <= classes <= 1 or places < 0 or sharpness < 0:
+        raise ValueError(
+            f"`classes` is {classes}, `places` {places} and `sharpness` {sharpness}; "
+            "allowed are 0 to 1, and 0 or more"
+        )
+    if len(getattr(model, "fields", ())) != 1:
+        raise ValueError(
+            f"`model` is {type(model).__name__}; a teacher needs a pupil that localises "
+            "with patches of one size, such as anchornet"
+        )
+    keep = _keep_statistics(freeze)
+
+    def loss(variables, frozen, images, labels, keys):
+        with nn.intercept_methods(keep):
+            (_, out), updates = model.apply(
+                _still(variables[NETWORK], freeze),
+                preprocessing.normalise(images, model),
+                train=True,
+                mutable=["batch_stats"],
+                rngs={"dropout": keys[0]},
+            )
+        (evidence,) = model.evidence(variables[NETWORK], out)  # [b, G, G, N]
+        logits = evidence.mean((1, 2))
+        known, where = teach(teacher, frozen, images, labels, model.field, sharpness)
+        losses = (1 - classes) * cross_entropy(
+            logits[:, None, None], labels, label_smoothing
+        )[:, 0] + classes * optax.softmax_cross_entropy(logits, known)
+        own = jnp.take_along_axis(evidence, labels[:, None, None, None], -1)[..., 0]
+        for maps in (own, jax.nn.logsumexp(evidence, -1)):
+            found = maps.reshape(len(maps), -1)
+            losses += places * optax.softmax_cross_entropy(found, where)
+        sums = {
+            "loss": losses.sum(),
+            "count": jnp.float32(len(labels)),
+            "correct": (logits.argmax(-1) == labels).sum(dtype=jnp.float32),
+            "images": jnp.float32(len(labels)),
+        }
+        return sums, {NETWORK: updates.get("batch_stats", {})}
+
+    def predict(variables, frozen, images, keys):
+        pixels = preprocessing.normalise(images, model)
+        return model.apply(variables[NETWORK], pixels)[0]
+
+    return Objective({NETWORK: model}, {NETWORK: input_size}, loss, predict)
+
+
+def teach(teacher, variables, images, labels, field, sharpness: float):
+    """Return what a teacher says of images [b, H, W, 3] with these labels [b].
+
+    Returns:
+      Its classes [b, N] as probabilities, and its evidence for the true class as a
+      distribution over the lattice [b, G G] of a pupil's patches, `field`.
+    """
+    pixels = preprocessing.normalise(images, teacher)
+    logits, out = teacher.apply(variables, pixels)
+    maps = attribution.class_map(variables, out["features"], labels)
+    means = localize.window_means(maps, field, images.shape[1])  # [b, G, G]
+    means = means.reshape(len(means), -1)
+    means = jax.nn.standardize(means, axis=-1)
+    return jax.nn.softmax(logits), jax.nn.softmax(sharpness * means)
 
 
 def run(model, variables, inputs: jax.Array, **kwargs):
@@ -145,6 +247,21 @@ def cross_entropy(
         uniform = -jax.nn.log_softmax(logits).mean(-1)
         losses = (1 - label_smoothing) * losses + label_smoothing * uniform
     return losses.sum(-1)
+
+
+def _still(variables, freeze: str):
+    """Return variables of which the frozen parameters have no gradient.
+
+    They would not change anyway; but what comes before all that learns need not be
+    differentiated, which is most of the work where the first blocks are frozen.
+    """
+
+    def still(path, leaf):
+        names = "/".join(key.key for key in path)
+        return jax.lax.stop_gradient(leaf) if optimizers.frozen(freeze, names) else leaf
+
+    params = jax.tree.map_with_path(still, variables["params"])
+    return {**variables, "params": params}
 
 
 def _keep_statistics(freeze: str) -> Callable:

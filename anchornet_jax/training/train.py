@@ -42,7 +42,7 @@ class Run(NamedTuple):
     source: loading.Source
     description: dict  # arguments of `models.create`
     objective: objectives.Objective
-    frozen: dict | None  # the localizer's variables
+    frozen: dict | None  # variables of the localizer, or of the teacher
     optimizer: optax.GradientTransformation
     steps: int
     save_every: int  # steps
@@ -72,26 +72,8 @@ def plan(config) -> Run:
         "dtype": config.dtype,
     }
     model = models.create(**description, axis_name=parallel.AXIS)
-    if config.localizer:
-        localizer, frozen, _ = networks.load(config.localizer)
-    elif config.view.name == "patches":
-        raise ValueError(
-            "`config.localizer` is empty; the view `patches` needs the directory of a "
-            "trained AnchorNet"
-        )
-    else:
-        localizer, frozen = models.create("anchornet", len(source.classes)), None
-    view = views.make(localizer=localizer, network=model, **config.view)
-    images = jax.ShapeDtypeStruct((1, *2 * [source.image_size], 3), jnp.uint8)
-    keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), 1))
-    inputs, _ = jax.eval_shape(view, images, keys, frozen)
-    objective = objectives.classification(
-        model,
-        view,
-        inputs.shape[2],
-        label_smoothing=config.label_smoothing,
-        mixup=config.mixup,
-        freeze=config.optimizer.freeze,
+    objective, frozen = (_taught if config.teacher else _classified)(
+        config, source, model
     )
     return Run(
         source,
@@ -103,6 +85,60 @@ def plan(config) -> Run:
         max(1, round(config.save_every_epochs * per_epoch)),
         parallel.predict_step(train_step.make_predict_step(objective, config.seed)),
     )
+
+
+def _taught(config, source, model) -> tuple[objectives.Objective, dict]:
+    """Return the objective of a pupil, and its teacher's variables."""
+    if config.view.name != "full" or config.mixup:
+        raise ValueError(
+            f"`config.teacher` is {config.teacher!r}, with the view "
+            f"{config.view.name!r} and `mixup` {config.mixup}; allowed are 'full' and 0"
+        )
+    teacher, variables, about = networks.load(config.teacher)
+    classes = about.get("classes", source.classes)
+    if classes != source.classes or teacher.num_classes != len(source.classes):
+        raise ValueError(
+            f"`config.teacher` is {config.teacher!r}, which was trained for "
+            f"{teacher.num_classes} classes, named {classes[:3]} …; the data has "
+            f"{len(source.classes)}, named {source.classes[:3]} …"
+        )
+    objective = objectives.taught(
+        model,
+        teacher,
+        source.image_size,
+        **config.teaching,
+        label_smoothing=config.label_smoothing,
+        freeze=config.optimizer.freeze,
+    )
+    return objective, variables
+
+
+def _classified(config, source, model) -> tuple[objectives.Objective, dict | None]:
+    """Return the objective of both papers, and the localiser's variables, if any."""
+    if config.localizer:
+        localizer, frozen, _ = networks.load(config.localizer)
+    elif config.view.name == "patches":
+        raise ValueError(
+            "`config.localizer` is empty; the view `patches` needs the directory of a "
+            "trained AnchorNet"
+        )
+    else:
+        localizer, frozen = models.create("anchornet", len(source.classes)), None
+    view = views.make(
+        localizer=localizer, network=model, heatmap=config.heatmap, **config.view
+    )
+    images = jax.ShapeDtypeStruct((1, *2 * [source.image_size], 3), jnp.uint8)
+    keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), 1))
+    inputs, _ = jax.eval_shape(view, images, keys, frozen)
+    objective = objectives.classification(
+        model,
+        view,
+        inputs.shape[2],
+        label_smoothing=config.label_smoothing,
+        mixup=config.mixup,
+        freeze=config.optimizer.freeze,
+    )
+    return objective, frozen
 
 
 def train(config, directory) -> dict:

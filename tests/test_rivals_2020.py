@@ -1,0 +1,76 @@
+"""HCGNet and BagNet: the numbers of the published PyTorch networks."""
+
+import functools
+import json
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from anchornet_jax import models
+from anchornet_jax.runtime import torch_import
+from tests.golden import recipe
+
+GOLDEN = pathlib.Path(__file__).parent / "golden"
+# What compiles fast suffices here: programs run but once.
+FAST = {"xla_backend_optimization_level": 0}
+
+
+def published(name, model, size=224):
+    """Return variables by naming rule, normalised images, and the golden arrays."""
+    stem = "bagnet" if name.startswith("bagnet") else "hcgnet"
+    golden = dict(np.load(GOLDEN / f"{stem}.npz"))
+    shapes = json.loads((GOLDEN / "peers_state_shapes.json").read_text())[name]
+    seed, gain = int(golden["seed"]), float(golden["gain"])
+    state = {
+        key: recipe.tensor(seed, key, tuple(shape), gain)
+        for key, shape in shapes.items()
+    }
+    images = np.stack([recipe.image(int(s), size) for s in golden["image_seeds"]])
+    with jax.disable_jit():  # traced in line: half the time
+        template = jax.eval_shape(
+            model.init, jax.random.key(0), jnp.zeros((1, size, size, 3))
+        )
+    return torch_import.convert(state, template), recipe.normalised(images), golden
+
+
+def close(found, wanted):
+    """Compare to 1e-4 of the largest value."""
+    assert np.abs(found - wanted).max() < 1e-4 * np.abs(wanted).max()
+
+
+@pytest.mark.parametrize("size", [95, 224])
+@pytest.mark.parametrize("name", ["hcgnet_b", "hcgnet_c"])
+def test_hcgnet_equals_the_published_network(name, size):
+    model = models.create(name, num_classes=1000)
+    variables, images, golden = published(name, model, size)
+    apply = jax.jit(lambda *args: model.apply(*args)[0], compiler_options=FAST)
+    close(apply(variables, images), golden[f"{name}_{size}"])
+
+
+@pytest.mark.parametrize("q", [9, 17, 33])
+def test_bagnet_equals_the_published_network(q):
+    """Logits, classes, and the class map of each image's class."""
+    name = f"bagnet{q}"
+    model = models.create(name, num_classes=1000)
+    variables, images, golden = published(name, model)
+
+    @functools.partial(jax.jit, compiler_options=FAST)
+    def run(variables, images):
+        logits, out = model.apply(variables, images)
+        classes = logits.argmax(-1)
+        (heat,) = model.contributions(variables, out, classes)
+        return logits, classes, heat, model.classify(variables, out)
+
+    logits, classes, heat, (same, branch) = run(variables, images)
+    close(logits, golden[name])
+    close(same, golden[name])
+    np.testing.assert_array_equal(classes, golden[f"{name}_class"])
+    assert heat.shape[1:] == model.field.grid(224, 224)
+    assert model.field == (q, 8) and model.fields == (model.field,)
+    close(heat, golden[f"{name}_heat"])
+    means = np.asarray(heat).mean((1, 2))
+    close(means, np.asarray(logits)[np.arange(len(classes)), classes])
+    assert not branch.any()
