@@ -77,6 +77,7 @@ def method(*roles: str, localizer: str = "network"):
         iou_threshold=0.3,  # 2022, Sec. 4.1
         fuse="logits",  # what is summed over inputs: logits | probabilities
         localizer=localizer,  # network | random | centre | edges
+        vote=False,  # the pipeline's `config.vote`, likewise
         heatmap="predicted",  # the pipeline's `config.heatmap`, if it is a network
     )
 

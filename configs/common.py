@@ -85,9 +85,10 @@ def get_config() -> ml_collections.ConfigDict:
     config.method.networks = ml_collections.ConfigDict()  # {role: directory}
     config.references = ml_collections.ConfigDict()  # {name: like method}; _ is a space
     config.rule = "thresholds"  # when to stop: geometric | thresholds | value
-    config.fusion = (
-        "sum"  # | fitted: weights of the method's sources; inference/fusion.py
+    config.vote = (
+        False  # the localiser's own answer counts, and is an exit; not of 2022
     )
+    config.fusion = "sum"  # | fitted, each source's weight, see inference/fusion.py
     config.budgets = 20  # points of the budgeted curve
     config.timing = ml_collections.ConfigDict()  # of the engine, milliseconds per image
     config.timing.images = 4096  # test images to measure with; 0: nothing is measured
@@ -256,8 +257,9 @@ def pipeline(config, trainings: dict, method, references, **programs):
     for name in ("evaluate", "export"):
         stage = _stage(config, name)
         stage.method = method.copy_and_resolve_references()
-        if "heatmap" in stage.method:
-            stage.method.heatmap = config.get_ref("heatmap")
+        for key in ("heatmap", "vote"):
+            if key in stage.method:
+                stage.method[key] = config.get_ref(key)
         config.stages[name] = stage
     for name, reference in references.items():
         config.stages.evaluate.references[name] = reference
@@ -269,7 +271,15 @@ def pipeline(config, trainings: dict, method, references, **programs):
     return config
 
 
-SHARED = ("seed", "train_split", "calibration_split", "test_split", "heatmap")
+SHARED = (
+    "seed",
+    "train_split",
+    "calibration_split",
+    "test_split",
+    "heatmap",
+    "vote",
+    "fusion",
+)
 
 
 def _stage(whole, program):

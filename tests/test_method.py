@@ -84,6 +84,47 @@ def test_equals_algorithm_1(fuse):
         np.testing.assert_array_equal(predicted[i], wanted[1])
 
 
+def test_vote():
+    """The localiser's own answer is an exit, and evidence beside glance and patches."""
+    plain, method = create(), create(vote=True)
+    run = lambda one: protocol.run(one, protocol.variables(one), images())
+    (sums, state), (voted, own) = run(plain), run(method)
+    np.testing.assert_array_equal(state["corners"], own["corners"])
+    pixels = preprocessing.normalise(images(), MEMBERS["localizer"].model)
+    logits = alone("localizer", pixels)
+    np.testing.assert_allclose(voted[:, 0], sums[:, 0], rtol=1e-6)
+    np.testing.assert_allclose(voted[:, 1], sums[:, 0] + logits, rtol=1e-5)
+    wanted = sums[:, 1:] + logits[:, None]
+    np.testing.assert_allclose(voted[:, 2:], wanted, rtol=1e-4, atol=1e-4)
+    assert protocol.exit_names(method.steps)[:3] == ["glance", "localize", "patch 2"]
+    assert method.steps[1].roles == ("localizer",)
+    boxes, others = (
+        np.asarray(m.regions(s, SIZE).boxes) for m, s in ((method, own), (plain, state))
+    )
+    assert (boxes[:, 1] == np.array([0, 0, SIZE, SIZE])).all()  # it saw the whole image
+    np.testing.assert_array_equal(boxes[:, 2:], others[:, 1:])
+    costs, without = (protocol.costs(one, SIZE) for one in (method, plain))
+    assert costs[2:] == without[1:] and without[0] < costs[1] < costs[2]
+
+
+def test_weights():
+    """Each source's sum has its weight at each exit; all 1 is the plain sum."""
+    rng = np.random.default_rng(0)
+    weights = rng.uniform(0.5, 2, (5, 3)).tolist()
+    sources = [0, 1, 2, 2, 2]
+    plain, method = create(vote=True), create(vote=True, weights=weights)
+    sums, found = (
+        np.asarray(protocol.run(one, protocol.variables(one), images())[0])
+        for one in (plain, method)
+    )
+    added = np.diff(sums, axis=1, prepend=0)  # [B, T, N]
+    for t, row in enumerate(weights):
+        wanted = sum(row[sources[u]] * added[:, u] for u in range(t + 1))
+        np.testing.assert_allclose(found[:, t], wanted, rtol=1e-4, atol=1e-4)
+    again = registry.create("anchornet", MEMBERS, **method.arguments)
+    assert again.arguments == method.arguments
+
+
 class Symmetric(Tiny):
     """A network that wants pixels from -1 to 1."""
 

@@ -49,6 +49,7 @@ EXITS = (
     *("#FDE725", "#A0DA39", "#4AC16D", "#1FA187"),
     *("#277F8E", "#365C8D", "#46327E", "#440154"),
 )
+MARKERS = "osD^vPXh"  # of exits, where their order alone does not tell them apart
 VERDICTS = {  # right or wrong
     True: ("✓", PALETTE["green"]),
     False: ("✗", PALETTE["vermilion"]),
@@ -220,6 +221,33 @@ def accuracy_exits(summary: Evaluation) -> Figure:
     axes.set_xticks(range(len(summary.exits)), summary.exits)
     axes.set(xlabel="All images leave after", ylabel="Top-1 accuracy (%)")
     axes.legend(loc="best")
+    return figure
+
+
+@matplotlib.rc_context(RC)
+def reliability(summary: Evaluation) -> Figure:
+    """Draw how often answers are right against how sure they are, a line per exit.
+
+    Args:
+      summary: of an evaluation that has its `reliability`.
+    """
+    figure = Figure((5.6, 3.7), layout="constrained")
+    axes = figure.subplots()
+    axes.plot([0, 100], [0, 100], color="#666666", linestyle=":", label="a probability")
+    for exit, found in enumerate(summary.reliability):
+        axes.plot(
+            100 * np.array(found.confidence),
+            100 * np.array(found.accuracy),
+            color=exit_color(exit),
+            marker=MARKERS[exit % len(MARKERS)],
+            label=f"{summary.exits[exit]}: {found.error:.3f}",
+        )
+    axes.set(xlabel="Confidence (%)", ylabel="Of these right (%)")
+    axes.legend(
+        title="leaves after:\ncalibration error",
+        loc="center left",
+        bbox_to_anchor=(1, 0.5),
+    )
     return figure
 
 

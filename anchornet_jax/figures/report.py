@@ -30,6 +30,7 @@ TITLES = {
     "examples": "Where the networks looked",
     "accuracy_exits": "What each step is worth",
     "exit_distribution": "When images leave",
+    "reliability": "Whether confidence is a probability",
 }
 READING_AIDS = {
     "accuracy_cost": """Higher and further left is better: on the solid line every image
@@ -45,6 +46,10 @@ READING_AIDS = {
         with other choices of where to look.""",
     "exit_distribution": """Each bar is a budget: the more may be spent, the more images
         take further steps; above it stands the mean number of steps.""",
+    "reliability": """Answers of equal confidence are put together: on the dotted line
+        they are right as often as they are sure, below it they are too sure. The number
+        is the mean distance from the line over the images, the expected calibration
+        error.""",
 }
 PAGE = string.Template("""<!DOCTYPE html>
 <html lang="en">
@@ -116,6 +121,7 @@ def write(directory: str | os.PathLike) -> pathlib.Path:
         "exit_distribution": [plots.exit_distribution(summary)]
         if summary.budgeted
         else [],
+        "reliability": [plots.reliability(summary)] if summary.reliability else [],
     }
     parts = [
         part(directory, name, TITLES[name], " ".join(READING_AIDS[name].split()), drawn)

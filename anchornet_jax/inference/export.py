@@ -137,7 +137,6 @@ def _described(config) -> tuple[dict, dict]:
     try:
         there = workdir.read_config(config.evaluation)
         method, data = there["method"], there["data"]
-        fitted = fitted_arguments(config.evaluation)
     except (ValueError, KeyError) as error:
         raise ValueError(
             f"`config.evaluation` is {config.evaluation!r}, which holds no evaluation: "
@@ -148,17 +147,13 @@ def _described(config) -> tuple[dict, dict]:
             f"`config.evaluation` is {config.evaluation!r}, which evaluated something "
             f"else: `method` is {_plain(method)} there, {_plain(own[0])} here"
         )
-    return method | fitted, data
+    return method | fitted_arguments(_finished(config.evaluation)[0]), data
 
 
-def fitted_arguments(directory) -> dict:
-    """Return the arguments of a method that its evaluation fitted: `weights`, or none.
-
-    Raises:
-      ValueError: for a directory that holds no evaluation.
-    """
-    found = results.read(directory).method
-    return {"weights": found["weights"]} if found.get("weights") else {}
+def fitted_arguments(summary: results.Evaluation) -> dict:
+    """Return the arguments of a method that its evaluation fitted: `weights`, or none."""
+    weights = summary.method.get("weights")
+    return {"weights": weights} if weights else {}
 
 
 def _plain(method: dict) -> dict:
@@ -291,15 +286,7 @@ def _evaluation(directory, method, image_size):
     """Return the budgeted points and calibration table of this very method."""
     if not directory:
         return [], None
-    directory = pathlib.Path(directory)
-    try:
-        summary = results.read(directory)
-        table = exit_table.ExitTable.load(directory / CALIBRATION)
-    except (OSError, ValueError) as error:
-        raise ValueError(
-            f"`config.evaluation` is {str(directory)!r}, which holds no finished "
-            f"evaluation ({type(error).__name__}: {error})"
-        ) from None
+    summary, table = _finished(directory)
     macs = "multiply-adds of the exits"
     name = registry.name(method)
     found = registry.defaults(name) | summary.method  # older ones knew fewer arguments
@@ -319,6 +306,19 @@ def _evaluation(directory, method, image_size):
             f"else: {key} is {found.get(key)} there, {wanted[key]} here"
         )
     return summary.budgeted, table
+
+
+def _finished(directory):
+    """Return summary and calibration table of an evaluation."""
+    directory = pathlib.Path(directory)
+    try:
+        summary = results.read(directory)
+        return summary, exit_table.ExitTable.load(directory / CALIBRATION)
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"`config.evaluation` is {str(directory)!r}, which holds no finished "
+            f"evaluation ({type(error).__name__}: {error})"
+        ) from None
 
 
 def digests(method: protocol.Method) -> dict[str, str]:

@@ -126,6 +126,7 @@ KEYS = {
     "log_every_steps": whole(1),
     "method.name": one_of("", *registry.METHODS),
     "rule": one_of(*fitting.METHODS),
+    "vote": TRUTH,
     "fusion": one_of(*evaluate.FUSIONS),
     "budgets": whole(1),
     "timing.images": whole(0),

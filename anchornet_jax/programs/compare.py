@@ -42,7 +42,7 @@ def compare(config, directory) -> dict:
         )
     found = {name: results.read(path) for name, path in _named(paths).items()}
     _check(found)
-    again = _assembled(config, _named(paths)) if config.remeasure else None
+    again = _assembled(config, _named(paths), found) if config.remeasure else None
     directory = workdir.claim(directory, config.to_dict())
     if again:
         found = _measured(found, *again, config.timing.batch_size)
@@ -76,7 +76,7 @@ def _check(found: dict[str, Evaluation]) -> None:
             )
 
 
-def _assembled(config, paths) -> tuple[dict[str, protocol.Method], np.ndarray]:
+def _assembled(config, paths, found) -> tuple[dict[str, protocol.Method], np.ndarray]:
     """Return the methods of all runs, and images uint8 [B, H, W, 3] for all of them."""
     timing.check(**config.timing)
     if not config.timing.images:
@@ -94,7 +94,7 @@ def _assembled(config, paths) -> tuple[dict[str, protocol.Method], np.ndarray]:
     size = first["data"]["image_size"]
     methods = {
         name: export.assemble(
-            one["method"] | export.fitted_arguments(paths[name]), size
+            one["method"] | export.fitted_arguments(found[name]), size
         )
         for name, one in configs.items()
     }
