@@ -190,7 +190,10 @@ class LargeAnchorNet(AnchorNet):
         # The scale of each location's view, the larger of its two sides.
         scales = jnp.broadcast_to(scale.max(-1)[..., None, None], maps.shape)
         best, exist = patches.select_boxes(
-            flat(maps), flat(seen), k=state["ask"].shape[1], iou_threshold=self.iou_threshold
+            flat(maps),
+            flat(seen),
+            k=state["ask"].shape[1],
+            iou_threshold=self.iou_threshold,
         )
         take = lambda values: jnp.take_along_axis(values, best, 1)
         chosen = jnp.take_along_axis(flat(seen), best[..., None], 1)

@@ -325,8 +325,8 @@ def make_trace(method: Method) -> Callable:
     own = parallel.replicate(variables(method), jax.local_devices()[:1])
 
     def trace(images, rule):
-        images = images if on_host(method) else np.asarray(images)
-        found = parallel.gather(table(own, {"image": [images]}))
+        batch = [images] if on_host(method) else np.asarray(images)[None]
+        found = parallel.gather(table(own, {"image": batch}))
         exits = rule.exits(found["confidence"])
         return found | {"image": images, "exit": exits}
 

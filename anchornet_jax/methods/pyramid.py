@@ -1,9 +1,10 @@
 """A large image in host memory, and views of any part of it at any scale; NumPy alone.
 
-A view is the mean over the pixels of the image that each of its own covers, so that
-nothing is missed and a view at scale 1 is a copy. Halved copies are made when a view
-first needs one, and together take a third of the image's memory: after that a view costs
-the same at any scale.
+A pixel of a view is the mean over those of the image that it covers: nothing is missed,
+and a view at scale 1 is a copy. The mean is taken on the last of the halved copies that is
+not smaller than the view, which blurs a little between powers of two. The copies are made
+when a view first needs one, and together take a third of the image's memory: after that a
+view costs the same at any scale.
 
     image = Pyramid(pixels)                      # uint8 [H, W, 3]
     image.view((0, 0, 4096, 4096), 224)          # uint8 [224, 224, 3], the whole
