@@ -147,8 +147,8 @@ def measure(options):
             own = [f"--row={way}", f"--sizes={size}", f"--network={options.network}"]
             own += [f"--patches={options.patches}", f"--repeats={options.repeats}"]
             command = [sys.executable, __file__, *own]
-            how = {"capture_output": True, "text": True, "check": False}
-            done = subprocess.run(command, env=environment, **how)
+            how = {"capture_output": True, "text": True, "env": environment}
+            done = subprocess.run(command, check=False, **how)
             if done.returncode:
                 raise RuntimeError(f"{way} at {size} pixels: {done.stderr[-2000:]}")
             yield json.loads(done.stdout.splitlines()[-1])
@@ -201,6 +201,7 @@ def main() -> None:
     parser.add_argument("--patches", type=int, default=4)
     parser.add_argument("--largest", type=int, default=2048, help="of whole images, px")
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--ways", nargs="+", choices=WAYS, default=WAYS)
     parser.add_argument(
         "--row", choices=WAYS, help="measure this alone, in this process"
     )
