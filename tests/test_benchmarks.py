@@ -102,6 +102,16 @@ def test_early_exit(tmp_path):
     assert min(budgets) > 1
 
 
+def test_image_size(tmp_path):
+    output = tmp_path / "image_size.json"
+    flags = {"network": "resnet10", "sizes": 224, "patches": 1, "repeats": 1}
+    flags |= {"ways": "sequence", "output": output}
+    printed = run("image_size.py", *(f"--{k}={v}" for k, v in flags.items()), devices=1)
+    (row,) = json.loads(output.read_text())["rows"]
+    assert "sequence" in printed and row["milliseconds"] > 0
+    assert row["macs"] > 0 and row["peak_bytes"] > 1e8
+
+
 def test_stopping_rules(tmp_path):
     rng = np.random.default_rng(0)
     confidence = np.sort(rng.random((2000, 3)), axis=1)

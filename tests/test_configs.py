@@ -25,6 +25,7 @@ CONFIGS = [  # (file, argument)
     *(("anchornet_2020", f"imagenet,{network}") for network in NETWORKS),
     *((file, data) for file in EXITS for data in ("", *common.DATA)),
     *(("folder", machine) for machine in ("", "laptop", "gpu")),
+    ("photos", ""),
     ("compare", ""),
     ("export", ""),
 ]
@@ -173,7 +174,7 @@ def test_a_laptop_trains_the_last_blocks():
         assert sorted(learn) == sorted([*blocks, "_conv_head", "_bn1", "_fc"])
     assert stages.localizer.optimizer.freeze == ""
     assert stages.full_image.init_from == "pretrained:efficientnet_lite0"
-    assert stages.glance.init_from == "full_image/network"
+    assert stages.glance.init_from == "pretrained:efficientnet_lite0"
 
 
 @pytest.mark.parametrize("size", [63, 95, 111])
@@ -230,3 +231,23 @@ def test_unknown_choice(file, argument, known):
     message = f"`argument` is '{argument}'; give {kinds} .* with data: {known}"
     with pytest.raises(ValueError, match=message):
         load(file, argument)
+
+
+def test_photos_teach_the_localiser_alone():
+    """A key of the data that a stage gives itself is its own; the others are shared."""
+    config = load("photos", "").lock()
+    stages = config.stages
+    config.update_from_flattened_dict({"data.name": "folder:/mine", "data.resize": 300})
+    assert config.order[1:5] == ("full_image", "localizer", "glance", "patch")
+    assert stages.localizer.teacher == "full_image/network"
+    assert stages.localizer.data.turns and not stages.glance.data.turns
+    for name in ("full_image", "glance", "patch"):
+        assert stages[name].init_from == "pretrained:efficientnet_lite0"
+        assert stages[name].epochs == stages.full_image.epochs
+    for stage in stages.values():
+        assert (stage.data.name, stage.data.resize) == ("folder:/mine", 300)
+        assert stage.heatmap == "agnostic"
+    assert stages.evaluate.method.heatmap == stages.export.method.heatmap == "agnostic"
+    assert stages.evaluate.references.random_patches.heatmap == "predicted"
+    with pytest.raises(ValueError, match="nothing follows the file"):
+        load("photos", "laptop")

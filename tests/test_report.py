@@ -253,7 +253,7 @@ def test_patches_that_do_not_help():
     said = doubtful((0.6, 0.61, 0.62))
     assert said.startswith(
         "Patches do not help: after the glance alone 60.0 ± 2.8 % of the test images "
-        "are right, at best 62.0 ± 2.8 % with more. Anchornet stays "
+        "are right, at best 62.0 ± 2.8 % with more; random patches are as good as "
     )
     assert "do not help" not in doubtful((0.6, 0.61, 0.62), images=30_000)
     assert doubtful((0.6, 0.59, 0.58), images=None).startswith("Patches do not help")

@@ -55,6 +55,11 @@ class TinyScales(nn.Module):
         )
 
     @staticmethod
+    def evidence(variables, out):
+        """Return the evidence for every class, of each branch."""
+        return out["evidence"]
+
+    @staticmethod
     def classify(variables, out):
         """Return logits and branch."""
         logits, branch = out["branch_logits"], out["branch"]

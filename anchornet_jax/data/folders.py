@@ -214,8 +214,10 @@ def _boxes(root: str, paths: set[str]) -> dict[str, tuple[float, ...]]:
         left, top, right, bottom = box
         boxes[os.path.join(root, name)] = (top, left, bottom, right)
     known = {path: box for path, box in boxes.items() if path in paths}
-    logging.info(
+    logging.log_first_n(  # a folder is opened by every stage
+        logging.INFO,
         "%s: boxes of %d of %d images, and %d of files that are not there",
+        1,
         *(text.printable(file), len(known), len(paths), len(boxes) - len(known)),
     )
     return known

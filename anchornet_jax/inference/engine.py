@@ -35,9 +35,11 @@ class Classifier:
     Attributes:
       method: the method as it was given.
       rule: when to stop, from `stopping`.
-      image_size: side of the square images in pixels.
+      image_size: side of the square images in pixels. A method on the host
+        (`method.on_host`) takes images of any sizes, also mixed: it does not matter then.
       batch_size: images of a launch, on each device.
-      in_flight: images on each device at most; four batches by default.
+      in_flight: images on each device at most; four batches by default. So many large
+        images, and a third more for their halved copies, are held in host memory.
       max_wait: launches after which an image goes on in a batch that is not full.
       details: also return boxes and logits.
       dtype: type of the computation, `bfloat16` say; None for the networks' own.
@@ -111,10 +113,15 @@ class Classifier:
     def classify(self, images) -> Result:
         """Classify uint8 images [B, H, W, 3], of NumPy or on a device.
 
+        A method on the host also takes a list of images [H, W, 3] of any sizes.
+
         Raises:
           ValueError: for images of the wrong size or type.
         """
-        source = sources.Array(images, self.image_size)
+        if self._programs.on_host:
+            source = sources.Listed(images)
+        else:
+            source = sources.Array(images, self.image_size)
         columns = runner.empty(self, source.count)
         for left in self._run(source):
             for column, values in zip(columns, left.result):
@@ -133,7 +140,8 @@ class Classifier:
           StreamError: if the stream raises; it names the item. Either comes after the
             results of all earlier images.
         """
-        source = sources.Stream(images, self.image_size)
+        size = None if self._programs.on_host else self.image_size
+        source = sources.Stream(images, size)
         finished, position = {}, 0
         for numbers, columns in self._run(source):
             columns = [[None] * len(numbers) if c is None else c for c in columns]
@@ -167,6 +175,13 @@ class Classifier:
             for program in places
         }
         given[0] = jax.device_put(pixels, self.devices[0])
+        if self._programs.on_host:  # what is cut does not depend on the image
+            held = [self._programs.method.hold(image) for image in pixels]
+            asks = np.zeros((len(held), *running.asked), np.int32)
+            for program, place in list(given.items()):
+                place = np.full(len(held), places.index(program), np.int32)
+                step = self._programs.step(program)
+                given[program] = protocol.cut(step, held, asks, place), place
         took = {}
         for program, values in given.items():
             times = [running.measure(program, values) for _ in range(repeats + 1)]

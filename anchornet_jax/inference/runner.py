@@ -45,6 +45,16 @@ class Leaving(NamedTuple):
     result: Result
 
 
+class Outcome(NamedTuple):
+    """What a launch answers, on the device; None what nobody asked for."""
+
+    confidence: jax.Array  # [b]
+    predicted: jax.Array  # [b]
+    ask: jax.Array | None  # [b, A, 4], what to cut of images on the host next
+    logits: jax.Array | None  # [b, N]
+    boxes: jax.Array | None  # [b, T, 4]
+
+
 class Programs:
     """The compiled steps of a method, shared by all devices.
 
@@ -62,11 +72,16 @@ class Programs:
         self._steps = protocol.distinct(method.steps)
         self.places = [self._steps.index(step) for step in method.steps]
         self.traced, self.launched = collections.Counter(), collections.Counter()
+        self.on_host = protocol.on_host(method)
         self._keeps_pixels = protocol.keeps_pixels(method)
         self._compiled = [
             jax.jit(self._first, donate_argnums=(1, 2)),
             *(jax.jit(self._later(step), donate_argnums=2) for step in self._steps[1:]),
         ]
+        if self.on_host:
+            self._compiled = [
+                jax.jit(self._cut(step), donate_argnums=2) for step in self._steps
+            ]
 
     def launch(self, program: int, variables, pixels, state, slots, given):
         """Launch a program; return the new pixels and state, and what it answers.
@@ -77,15 +92,20 @@ class Programs:
           pixels: uint8 [slots, H, W, 3], None if no step needs them later.
           state: of the slots; its buffers are reused.
           slots: [b] int32.
-          given: images [b, H, W, 3] for the first program, else the places [b] int32.
+          given: images [b, H, W, 3] for the first program, else the places [b] int32;
+            of images on the host always both, what was cut of them and the places.
         """
         step = self._steps[program]
         self.launched[step.name] += 1
         own = {role: variables[role] for role in step.roles}
         run = self._compiled[program]
-        if program == 0:
+        if program == 0 and not self.on_host:
             return run(own, pixels, state, slots, given)
         return (pixels, *run(own, pixels, state, slots, given))
+
+    def step(self, program: int) -> protocol.Step:
+        """Return the step of a program."""
+        return self._steps[program]
 
     def new_slots(self, count: int):
         """Return the pixels and the state of so many slots."""
@@ -113,28 +133,44 @@ class Programs:
 
         return run
 
+    def _cut(self, step):
+        """Return the program of a step that reads what was cut on the host."""
+
+        def run(variables, pixels, state, slots, given):
+            cut, place = given
+            if step == self._steps[0]:
+                own = self.method.start(len(slots), self._size)
+            else:
+                own = jax.tree.map(lambda leaf: leaf[slots], state)
+            return self._run(step, variables, cut, None, own, place, slots, state)
+
+        return run
+
     def _run(self, step, variables, pixels, rows, own, place, slots, state):
         """Run a step on gathered rows and scatter what it changed."""
         self.traced[step.name] += 1
         changed, logits = step.run(variables, pixels, rows, own, place)
-        first = rows is None  # a slot still holds what an earlier image left there
+        # Then a slot still holds what an earlier image left there.
+        first = step == self._steps[0]
 
         def put(slot, before, after):
             return slot if after is before and not first else slot.at[slots].set(after)
 
         state = jax.tree.map(put, state, own, changed)
-        outcome = protocol.decide(logits)
-        if self._details:
-            found = self.method.regions(changed, self._size)
-            outcome += (logits, None if found is None else found.boxes)
-        return state, outcome
+        found = self.method.regions(changed, self._size) if self._details else None
+        return state, Outcome(
+            *protocol.decide(logits),
+            ask=changed["ask"] if self.on_host else None,
+            logits=logits if self._details else None,
+            boxes=None if found is None else found.boxes,
+        )
 
 
 class Pending(NamedTuple):
     """A launch under way: its slots [b], and arrays on the device."""
 
     slots: np.ndarray
-    outcome: tuple
+    outcome: Outcome
 
 
 class Runner:
@@ -160,6 +196,11 @@ class Runner:
         exits = len(programs.places)
         self._history = np.zeros((slots, exits), np.float32)  # of confidence
         self._details = empty(settings, slots)[3:]  # boxes and logits, or None
+        # Of images on the host: what is kept of them, and what they ask for.
+        self._held = [None] * slots
+        self._asks = np.zeros(
+            (slots, *self._state["ask"].shape[1:]) if programs.on_host else 0, np.int32
+        )
         self.pending = collections.deque()
 
     @property
@@ -168,9 +209,14 @@ class Runner:
         return self.scheduler.busy
 
     @property
+    def asked(self) -> tuple[int, ...]:
+        """The shape of what an image on the host asks for."""
+        return self._asks.shape[1:]
+
+    @property
     def ready(self) -> bool:
         """Whether a launch can be collected without waiting."""
-        return bool(self.pending) and self.pending[0].outcome[0].is_ready()
+        return bool(self.pending) and self.pending[0].outcome.confidence.is_ready()
 
     def advance(self, source) -> bool:
         """Launch what is possible; return whether anything was."""
@@ -197,14 +243,16 @@ class Runner:
     def collect(self) -> Leaving:
         """Fetch the oldest launch; let go who is sure, queue the others."""
         slots, outcome = self.pending.popleft()
-        confidence, predicted, *rest = (
+        confidence, predicted, ask, logits, boxes = (
             None if array is None else np.asarray(array)[: len(slots)]
             for array in outcome
         )
         place = self._place[slots]
         self._history[slots, place] = confidence
-        if rest:
-            self._keep(slots, place, *rest)
+        if ask is not None:
+            self._asks[slots] = ask
+        if logits is not None:
+            self._keep(slots, place, logits, boxes)
         leaves = np.zeros(len(slots), bool)
         for t in np.unique(place):
             rows = place == t
@@ -216,6 +264,8 @@ class Runner:
                 "image %d: the networks' answer is not finite", self._number[slot]
             )
         self.scheduler.leave(left)
+        for slot in left:
+            self._held[slot] = None
         self.scheduler.proceed(slots[going], place[going] + 1)
         details = (None if d is None else d[left] for d in self._details)
         return Leaving(
@@ -232,6 +282,10 @@ class Runner:
         for column, nothing in zip(self._details, (-1, np.nan)):
             if column is not None:
                 column[slots] = nothing
+        if self._programs.on_host:
+            for slot, image in zip(slots, images):
+                self._held[slot] = self._programs.method.hold(image)
+            images = self._cut(0, slots)
         self._launch(0, slots, jax.device_put(images, self._device))
         return True
 
@@ -239,9 +293,25 @@ class Runner:
         """Launch a later step on images that waited for it."""
         program, slots = launch
         self._place[slots] += 1
-        filling = self._programs.places.index(program)
-        self._launch(program, slots, self._filled(self._place[slots], filling))
+        if self._programs.on_host:
+            given = self._cut(program, slots)
+        else:
+            filling = self._programs.places.index(program)
+            given = self._filled(self._place[slots], filling)
+        self._launch(program, slots, given)
         return True
+
+    def _cut(self, program, slots):
+        """Cut what a launch reads of images on the host; return it and the places."""
+        places = self._programs.places.index(program)
+        own = (
+            [self._held[slot] for slot in slots],
+            *(self._asks[slots], self._place[slots]),
+        )
+        cut = protocol.cut(
+            self._programs.step(program), *own, len(self._filled(slots, 0))
+        )
+        return cut, self._filled(self._place[slots], places)
 
     def _launch(self, program, slots, given) -> None:
         where = self._filled(slots, self._settings.in_flight)  # the slot past the last

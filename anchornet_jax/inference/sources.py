@@ -36,11 +36,41 @@ class Array:
         return numbers, _full(pixels, count)
 
 
+class Listed:
+    """Images of any sizes, which stay where they are."""
+
+    error = None
+
+    def __init__(self, images):
+        for number, image in enumerate(images):
+            if not _any_size(image):
+                raise ValueError(
+                    f"`images` item {number} is {_found(image)}; needed: {ANY_SIZE}"
+                )
+        self._images, self.count, self._next = images, len(images), 0
+
+    @property
+    def open(self) -> bool:
+        return self._next < self.count
+
+    def take(self, count) -> tuple[np.ndarray, list]:
+        """Return the next numbers [b] and so many images."""
+        numbers = np.arange(self._next, min(self._next + count, self.count))
+        self._next += len(numbers)
+        return numbers, [self._images[number] for number in numbers]
+
+
 class Stream:
-    """The images of an iterator, checked and numbered, until it ends or breaks."""
+    """The images of an iterator, checked and numbered, until it ends or breaks.
+
+    Of size None they are of any sizes, and a batch is a list of them.
+    """
 
     def __init__(self, images, size):
-        self._images, self._shape = iter(images), (size, size, 3)
+        self._images, self._shape = (
+            iter(images),
+            None if size is None else (size, size, 3),
+        )
         self._item, self.open, self.error = 0, True, None
 
     def take(self, count) -> tuple[np.ndarray, np.ndarray]:
@@ -54,20 +84,41 @@ class Stream:
             except Exception as error:  # noqa: BLE001, whatever the iterator raises
                 self._break(StreamError(f"`images` raised at item {self._item}"), error)
             else:
-                if image.shape != self._shape or image.dtype != np.uint8:
-                    found = f"{image.dtype} {list(image.shape)}"
-                    wanted = f"uint8 {list(self._shape)}"
+                if not self._fits(image):
+                    found, shape = _found(image), self._shape
+                    wanted = ANY_SIZE if shape is None else f"uint8 {list(shape)}"
                     message = f"`images` item {self._item} is {found}; needed: {wanted}"
                     self._break(ValueError(message))
                 else:
                     taken.append(image)
                     self._item += 1
+        numbers = np.arange(self._item - len(taken), self._item)
+        if self._shape is None:
+            return numbers, taken
         pixels = np.array(taken, np.uint8).reshape(-1, *self._shape)
-        return np.arange(self._item - len(taken), self._item), _full(pixels, count)
+        return numbers, _full(pixels, count)
+
+    def _fits(self, image):
+        if self._shape is None:
+            return _any_size(image)
+        return image.shape == self._shape and image.dtype == np.uint8
 
     def _break(self, error, cause=None):
         error.__cause__ = cause
         self.open, self.error = False, error
+
+
+ANY_SIZE = "uint8 [H, W, 3]"
+
+
+def _any_size(image) -> bool:
+    shape, dtype = getattr(image, "shape", ()), getattr(image, "dtype", None)
+    return len(shape) == 3 and shape[2] == 3 and min(shape) > 0 and dtype == np.uint8
+
+
+def _found(image) -> str:
+    shape = getattr(image, "shape", None)
+    return type(image).__name__ if shape is None else f"{image.dtype} {list(shape)}"
 
 
 def _full(pixels, count):

@@ -35,12 +35,18 @@ class Step(NamedTuple):
         [b, N] float32 are the answer so far. A leaf of the state that comes back as the
         same object is not written to its slot.
       reads_pixels: False if it needs the state alone; then the engine may keep none.
+      cut: of a method whose images stay in host memory, in all its steps: what the step
+        reads of an image, cut there. `cut(image, ask, t)`, with `image` from the
+        method's `hold`, `ask` int32 [A, 4] the leaf of that name of the image's state
+        and the place `t`, returns a dict of NumPy arrays, of the same shapes whatever
+        the image's. With a leading axis they are the `pixels` of `run`; `rows` is None.
     """
 
     name: str
     roles: tuple[str, ...]
     run: Callable
     reads_pixels: bool = True
+    cut: Callable | None = None
 
 
 class Regions(NamedTuple):
@@ -133,6 +139,39 @@ def keeps_pixels(method: Method) -> bool:
     return any(step.reads_pixels for step in method.steps[1:])
 
 
+def on_host(method: Method) -> bool:
+    """Say whether images stay in host memory, of any size, and steps read what is cut.
+
+    Such a method has one thing more: `hold(image)`, which returns an image uint8
+    [H, W, 3] as `Step.cut` takes it, or raises ValueError for anything else.
+    """
+    return method.steps[0].cut is not None
+
+
+def cut(step: Step, held, asks, places, count: int = 0) -> dict[str, np.ndarray]:
+    """Cut what a launch reads of images in host memory.
+
+    Args:
+      step: of a method on the host.
+      held: b images from the method's `hold`.
+      asks: of each image [A, 4].
+      places: of each image, the place of the step.
+      count: rows of the result, filled up with zeros; b where 0.
+    """
+    parts = [step.cut(*one) for one in zip(held, asks, places)]
+    return {
+        name: _filled(np.stack([part[name] for part in parts]), count)
+        for name in parts[0]
+    }
+
+
+def _filled(array, count):
+    missing = max(0, count - len(array))
+    if not missing:
+        return array
+    return np.concatenate([array, np.zeros((missing, *array.shape[1:]), array.dtype)])
+
+
 def check(method: Method) -> None:
     """Refuse networks that were trained for different classes.
 
@@ -158,15 +197,32 @@ def check(method: Method) -> None:
 def check_images(method: Method, image_size: int) -> None:
     """Trace all steps without computing anything, for what cannot be.
 
+    A method on the host takes images of any size; `image_size` does not matter then.
+
     Raises:
       ValueError: for images that are too small, or more regions than can be found.
     """
+    if on_host(method):
+        images = [np.zeros((1, 1, 3), np.uint8)]
+        jax.eval_shape(lambda own: _run_on_host(method, own, images), variables(method))
+        return
     images = jax.ShapeDtypeStruct((1, image_size, image_size, 3), jnp.uint8)
     jax.eval_shape(
         lambda variables, images: run(method, variables, images)[0],
         variables(method),
         images,
     )
+
+
+def _run_on_host(method, variables, images):
+    """Trace the steps with what is cut of images, which nothing is asked of."""
+    held = [method.hold(image) for image in images]
+    state = method.start(len(images), 0)
+    asks = np.zeros(state["ask"].shape, np.int32)
+    for t, step in enumerate(method.steps):
+        places = np.full(len(images), t, np.int32)
+        pixels = cut(step, held, asks, places)
+        state, _ = step.run(variables, pixels, None, state, places)
 
 
 def run(method: Method, variables, images: jax.Array):
@@ -206,15 +262,15 @@ def make_table(method: Method, *, logits: bool = False) -> Callable:
     Returns:
       `table(variables, batch)` for uint8 images `batch["image"]` [D, b, H, W, 3]: a
       dict of `confidence` and `predicted` [D, b, T], the fields of `Regions` that are
-      not None, and with `logits` these [D, b, T, N].
+      not None, and with `logits` these [D, b, T, N]. Of a method on the host,
+      `batch["image"]` may also be D lists of b images of any sizes.
     """
 
     def mapped(step, first):
         def one(variables, given):
             images, t = given["image"], given["t"]
-            state = (
-                method.start(*images.shape[:2]) if first else given["state"]
-            )  # [b, ...]
+            size = 0 if on_host(method) else images.shape[1]
+            state = method.start(len(t), size) if first else given["state"]  # [b, ...]
             state, answer = step.run(variables, images, None, state, t)
             return state, (*decide(answer), *([answer] if logits else []))
 
@@ -225,15 +281,20 @@ def make_table(method: Method, *, logits: bool = False) -> Callable:
     }
 
     def look(_, given):
-        found = method.regions(given["state"], given["image"].shape[1])
+        size = 0 if on_host(method) else given["image"].shape[1]
+        found = method.regions(given["state"], size)
         return {} if found is None else found._asdict()
 
     regions = parallel.predict_step(look)
 
     def table(variables, batch):
         given, decisions = {"image": batch["image"]}, []
+        see = _seer(method, batch["image"]) if on_host(method) else None
+        shape = len(batch["image"]), len(batch["image"][0])
         for t, step in enumerate(method.steps):
-            given["t"] = np.full(batch["image"].shape[:2], t, np.int32)
+            given["t"] = np.full(shape, t, np.int32)
+            if see is not None:
+                given["image"] = see(step, given.get("state"), given["t"])
             own = {role: variables[role] for role in step.roles}
             given["state"], decision = programs[step](own, given)
             decisions.append(decision)
@@ -244,6 +305,21 @@ def make_table(method: Method, *, logits: bool = False) -> Callable:
         return own | found
 
     return table
+
+
+def _seer(method, images):
+    """Return the function that cuts what a step reads of D x b images on the host."""
+    held = [[method.hold(np.asarray(image)) for image in part] for part in images]
+    nothing = np.zeros(method.start(1, 0)["ask"].shape, np.int32)
+
+    def see(step, state, places):
+        asks = nothing[None].repeat(places.shape[1], 1).repeat(len(places), 0)
+        if state is not None:
+            asks = np.asarray(state["ask"])
+        parts = [cut(step, *own) for own in zip(held, asks, places)]
+        return {name: np.stack([part[name] for part in parts]) for name in parts[0]}
+
+    return see
 
 
 def make_trace(method: Method) -> Callable:
@@ -257,8 +333,8 @@ def make_trace(method: Method) -> Callable:
     own = parallel.replicate(variables(method), jax.local_devices()[:1])
 
     def trace(images, rule):
-        images = np.asarray(images)
-        found = parallel.gather(table(own, {"image": images[None]}))
+        batch = [images] if on_host(method) else np.asarray(images)[None]
+        found = parallel.gather(table(own, {"image": batch}))
         exits = rule.exits(found["confidence"])
         return found | {"image": images, "exit": exits}
 

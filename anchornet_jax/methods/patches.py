@@ -153,6 +153,43 @@ def _most(field, iou_threshold, rows, columns) -> int:
     return -(-rows // side) * -(-columns // side)
 
 
+def select_boxes(
+    scores: jax.Array, boxes: jax.Array, *, k: int, iou_threshold: float
+) -> tuple[jax.Array, jax.Array]:
+    """Select the strongest boxes that overlap little, wherever they are.
+
+    As `select`, for boxes of any places and sizes: those of several maps, say.
+
+    Args:
+      scores: [B, L]; NaN is never visited, and of equals the first comes first.
+      boxes: [B, L, 4] float32, (top, left, bottom, right).
+      k: number of boxes wanted, K.
+      iou_threshold: a box that overlaps a kept one this much or more is not kept.
+
+    Returns:
+      Indices [B, K] int32, strongest first, and a mask [B, K]: False where fewer exist.
+    """
+    area = jnp.prod(boxes[..., 2:] - boxes[..., :2], -1)
+
+    def pick(state, _):
+        scores, free = state
+        best = jnp.where(free, scores, -jnp.inf).argmax(-1)
+        # Minus infinity is an ordinary value: the first free one then.
+        best = jnp.where(free[jnp.arange(len(best)), best], best, free.argmax(-1))
+        exists = free.any(-1)
+        own = jnp.take_along_axis(boxes, best[:, None, None], 1)  # [B, 1, 4]
+        low = jnp.maximum(boxes[..., :2], own[..., :2])
+        high = jnp.minimum(boxes[..., 2:], own[..., 2:])
+        shared = jnp.prod(jnp.maximum(high - low, 0), -1)
+        union = area + jnp.take_along_axis(area, best[:, None], 1) - shared
+        free &= shared < iou_threshold * union
+        free = free.at[jnp.arange(len(best)), best].set(False)
+        return (scores, free), (best.astype(jnp.int32), exists)
+
+    _, (best, exists) = lax.scan(pick, (scores, ~jnp.isnan(scores)), length=k)
+    return best.T, exists.T
+
+
 def take(images: jax.Array, rows: jax.Array | None) -> jax.Array:
     """Return the images [B, ...] at `rows` [B] int32, or all of them where it is None."""
     return images if rows is None else images[rows]

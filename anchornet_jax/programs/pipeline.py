@@ -69,11 +69,10 @@ def _described(found: dict) -> str:
         )
     if classes := found.get("classes"):
         fewest, most = (end(classes, key=classes.get) for end in (min, max))
-        said += (
-            f"; {len(classes)} classes, from {classes[fewest]} "
-            f"({text.printable(fewest)}) to {classes[most]} ({text.printable(most)}) "
-            "images of each"
-        )
+        said += f"; {len(classes)} classes, of each {classes[fewest]}"
+        if classes[fewest] < classes[most]:
+            low, high = text.printable(fewest), text.printable(most)
+            said += f" ({low}) to {classes[most]} ({high})"
     return said
 
 
