@@ -5,7 +5,7 @@ RUN = .venv/bin/python
 # The newest Python that is supported; `make newest NEWEST=python3.12` takes another.
 NEWEST ?= python3.13
 
-.PHONY: demo photos test newest lint
+.PHONY: demo photos test test-all newest lint
 
 demo: .venv/ready
 	$(RUN) main.py --config=configs/anchornet.py --workdir=runs/demo
@@ -21,13 +21,17 @@ photos: .venv/ready
 test: .venv/ready
 	$(RUN) -m pytest
 
+# Also what takes long: notebooks, the README's commands on ImageNet, benchmarks, kills.
+test-all: .venv/ready
+	$(RUN) -m pytest -m ""
+
 # The suite with the newest released libraries, beside the pinned environment.
 newest:
 	$(NEWEST) -m venv --clear .venv-newest
 	.venv-newest/bin/pip install --quiet --disable-pip-version-check uv
 	.venv-newest/bin/uv pip install --quiet --python .venv-newest/bin/python \
 		--upgrade -e . --group dev
-	.venv-newest/bin/python -m pytest
+	.venv-newest/bin/python -m pytest -m ""
 
 lint: .venv/ready
 	$(RUN) -m ruff check .

@@ -41,6 +41,7 @@ def run(script, *arguments, name="__main__", devices=2):
     return done.stdout
 
 
+@pytest.mark.slow
 def test_training_step(tmp_path):
     output = tmp_path / "training_step.json"
     printed = run(
@@ -56,6 +57,7 @@ def test_training_step(tmp_path):
     assert len(rows) == 2 + 2 * 7 + 4 and min(rows.values()) > 0
 
 
+@pytest.mark.slow
 def test_input_speed(tmp_path):
     """The one that needs TensorFlow."""
     output = tmp_path / "input_speed.json"
@@ -86,6 +88,7 @@ def test_throughput(tmp_path):
         assert row["share_of_peak"] is None  # of a CPU
 
 
+@pytest.mark.slow
 def test_early_exit(tmp_path):
     output = tmp_path / "early_exit.json"
     flags = {"network": "resnet10", "size": 127, "images": 12, "batch": 4}
@@ -102,6 +105,7 @@ def test_early_exit(tmp_path):
     assert min(budgets) > 1
 
 
+@pytest.mark.slow
 def test_image_size(tmp_path):
     output = tmp_path / "image_size.json"
     flags = {"network": "resnet10", "sizes": 224, "patches": 1, "repeats": 1}
@@ -130,6 +134,7 @@ def test_stopping_rules(tmp_path):
         assert rule["accuracy"][1] > rule["accuracy"][0] > 0.4
 
 
+@pytest.mark.slow
 def test_load(exported):  # noqa: F811
     """Clients that share a stream, and visitors of the page, get their own answers."""
     from benchmarks import load

@@ -145,6 +145,7 @@ def content(directory):
 
 
 @pytest.mark.parametrize("program", CONFIGS)
+@pytest.mark.slow
 def test_killed_at_random_moments(program, inputs, data_dir, tmp_path):
     directory, seconds = inputs
     config = CONFIGS[program](directory, data_dir)
@@ -237,6 +238,7 @@ def readers(demo):
     return found
 
 
+@pytest.mark.slow
 def test_flipped_bits(inputs, tmp_path):
     """A flipped bit in any file of a run changes nothing that is read, or is noticed."""
     demo, rng, noticed = inputs[0] / "demo", np.random.default_rng(), 0

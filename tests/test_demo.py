@@ -153,6 +153,7 @@ def test_golden_summary(small_run):
         np.testing.assert_allclose(mean, means, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_explore(run):
     notebook = run("explore")
     assert len(outputs(notebook, "image/png")) == 8
@@ -167,6 +168,7 @@ def test_explore(run):
         )
 
 
+@pytest.mark.slow
 def test_reproduce(run):
     notebook = run("reproduce")
     assert len(outputs(notebook, "image/png")) == 4

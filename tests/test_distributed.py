@@ -131,6 +131,7 @@ def test_two_hosts_equal_one(data_dir, tmp_path, whole):
     assert results[0]["accuracy"] == results[1]["accuracy"]
 
 
+@pytest.mark.slow
 def test_sigterm_to_one_host_stops_all(data_dir, tmp_path):
     """Both save the same step, from which one process of four devices goes on."""
     long = ["--config.epochs=1000", "--config.save_every_epochs=1000"]

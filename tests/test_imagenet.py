@@ -152,6 +152,7 @@ def small(config, imagenet_dir):
     return config
 
 
+@pytest.mark.slow
 def test_commands_of_the_readme(imagenet_dir, tmp_path, monkeypatch):
     """The pipelines of both papers, with networks of a layer or two."""
     given = map(test_readme.parsed, test_readme.MAIN)

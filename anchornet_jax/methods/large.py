@@ -61,8 +61,12 @@ class LargeAnchorNet(AnchorNet):
 
     def __post_init__(self):
         super().__post_init__()
-        if self.vote:
-            raise ValueError("`vote` is True; on large images allowed is False")
+        for name, only in {"vote": False, "heatmap": "predicted", "size": 0}.items():
+            if getattr(self, name) != only:
+                raise ValueError(
+                    f"`{name}` is {getattr(self, name)!r}; on large images allowed is "
+                    f"{only!r}"
+                )
         if len(self.fields) > 1:
             raise ValueError(
                 f"`networks.localizer` has patches of {self.sizes} pixels; allowed is "
