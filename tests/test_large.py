@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from anchornet_jax.inference import engine, stopping
+from anchornet_jax.data import photos
+from anchornet_jax.inference import engine, serialised, stopping
 from anchornet_jax.methods import method as protocol
 from anchornet_jax.methods import patches, registry
 from anchornet_jax.methods.pyramid import Pyramid
@@ -191,3 +192,16 @@ def test_select_boxes_as_select():
 def test_refusals(name, value):
     with pytest.raises(ValueError, match=f"`{name}` is {value}"):
         create(**{name: value})
+
+
+def test_photo_as_it_is(tmp_path):
+    image_module = pytest.importorskip("PIL.Image")
+    pixels = image(310, 190)
+    image_module.fromarray(pixels).save(tmp_path / "photo.png")
+    found = photos.read(tmp_path / "photo.png", image_size=0, resize=0)
+    np.testing.assert_array_equal(found, pixels)
+
+
+def test_export_has_no_serialised_steps():
+    method = create()
+    assert serialised.serialise(method, 224) == {} and serialised.describe(method) == []

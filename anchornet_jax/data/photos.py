@@ -92,7 +92,7 @@ def read(
 
     Args:
       file: path, or a binary file.
-      image_size: pixels.
+      image_size: pixels; 0: the whole image as it is, [H, W, 3].
       resize: pixels of the short side before the cut. 0: data that had the size
         already, see `loading.prepare`; then the short side becomes `image_size`.
       max_pixels: of the file; a small one may claim more than memory holds.
@@ -118,6 +118,8 @@ def read(
         raise ValueError(f"it cannot be read: {error.strerror}") from error
     except Exception as error:  # what a broken file makes Pillow raise
         raise ValueError(f"it is damaged: {error}") from error
+    if not image_size:
+        return np.asarray(image)
     return _centre(image, image_size, resize or image_size)
 
 

@@ -13,6 +13,9 @@ In "plates/sizes" the digit fills its plate, so that the object, of which everyt
 needed, is 36 to 108 px large: for the localiser of 2020 with its patches of 63, 95 and
 111 px.
 
+In "plates/large" the canvas has sides of 512 to 4096 px, and one plate among many, as
+large as ever, carries the digit: searching is what grows with the image.
+
 Fonts come with matplotlib, and each belongs to one split only.
 """
 
@@ -29,6 +32,7 @@ import tensorflow_datasets as tfds
 from PIL import Image, ImageFont, ImageOps
 
 CANVAS = 224  # px
+CANVAS_PER_PLATE = 2 * 224**2  # px² of a large image
 PLATES = 3  # the first carries the digit
 DIAMETER = (36, 108)  # px, of a plate; log-uniform
 DIGIT_HEIGHT = 0.5  # of the plate's diameter
@@ -112,6 +116,61 @@ def draw(
     noise = rng.integers(*NOISE, size=(NOISE_CELLS, NOISE_CELLS, 3), dtype=np.uint8)
     canvas = Image.fromarray(noise).resize((CANVAS, CANVAS), Image.Resampling.BICUBIC)
     corners, diameters = _layout(rng)
+    return _painted(rng, canvas, corners, diameters, digit, fonts, digit_height)
+
+
+def draw_large(
+    rng: np.random.Generator,
+    *,
+    digit: int,
+    fonts: tuple[str, ...],
+    sides: tuple[int, int],
+    digit_height: float = DIGIT_HEIGHT,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Draw one large image: as `draw`, with a plate for every `CANVAS_PER_PLATE` px².
+
+    Args:
+        rng: as of `draw`; also of the canvas' sides, each log-uniform.
+        digit: as of `draw`, as is `fonts`.
+        fonts: names to choose from.
+        sides: shortest and longest side of the canvas, px.
+        digit_height: share of the plate's diameter.
+
+    Returns:
+        image: [H, W, 3] uint8.
+        box: as of `draw`.
+    """
+    low, high = np.log(sides)
+    height, width = np.exp(rng.uniform(low, high, 2)).round().astype(int).tolist()
+    cell = CANVAS / NOISE_CELLS  # colours are as coarse as in small images
+    cells = [round(side / cell) for side in (height, width)]
+    noise = rng.integers(*NOISE, size=(*cells, 3), dtype=np.uint8)
+    canvas = Image.fromarray(noise).resize((width, height), Image.Resampling.BICUBIC)
+    count = height * width // CANVAS_PER_PLATE
+    low, high = np.log(DIAMETER)
+    diameters = np.exp(rng.uniform(low, high, count)).round().astype(int)
+    corners = _scattered(rng, diameters, height, width)
+    return _painted(
+        *(rng, canvas, corners, diameters.tolist(), digit, fonts, digit_height)
+    )
+
+
+def _scattered(rng, diameters, height, width) -> list:
+    """Return corners (top, left) of plates that do not overlap, one after the other."""
+    centres = np.zeros((0, 2))
+    for number, diameter in enumerate(diameters):
+        gaps = (diameters[:number] + diameter) / 2
+        while True:
+            corner = rng.integers((height - diameter + 1, width - diameter + 1))
+            centre = corner + diameter / 2
+            if (np.linalg.norm(centres - centre[None], axis=1) > gaps).all():
+                break
+        centres = np.concatenate([centres, centre[None]])
+    return (centres - diameters[:, None] / 2).astype(int).tolist()
+
+
+def _painted(rng, canvas, corners, diameters, digit, fonts, digit_height):
+    """Paint plates, the first with the digit; return pixels and its box."""
     for (top, left), diameter in zip(corners, diameters):
         canvas.paste((255, 255, 255), (left, top), _disc(diameter))
 
@@ -162,7 +221,15 @@ class PlatesConfig(tfds.core.BuilderConfig):
     calibration: int = 2000
     test: int = 2000
     digit_height: float = DIGIT_HEIGHT  # of the plate's diameter
+    sides: tuple[int, int] | None = None  # px, of a large canvas
     seed: int = 0
+
+    def draw(self, rng, **arguments):
+        """Draw one image, as `draw` or `draw_large`."""
+        arguments["digit_height"] = self.digit_height
+        if self.sides is None:
+            return draw(rng, **arguments)
+        return draw_large(rng, sides=self.sides, **arguments)
 
 
 class Plates(tfds.core.GeneratorBasedBuilder):
@@ -185,6 +252,14 @@ class Plates(tfds.core.GeneratorBasedBuilder):
             test=1000,
             digit_height=0.75,
         ),
+        PlatesConfig(
+            name="large",
+            description="One digit among many plates, sides of 512 to 4096 px.",
+            train=2000,
+            calibration=500,
+            test=500,
+            sides=(512, 4096),
+        ),
     )
 
     def _info(self) -> tfds.core.DatasetInfo:
@@ -194,7 +269,12 @@ class Plates(tfds.core.GeneratorBasedBuilder):
             features=tfds.features.FeaturesDict(
                 {
                     "image": tfds.features.Image(
-                        shape=(CANVAS, CANVAS, 3), encoding_format="jpeg"
+                        shape=(
+                            (CANVAS, CANVAS, 3)
+                            if self.builder_config.sides is None
+                            else (None, None, 3)
+                        ),
+                        encoding_format="jpeg",
                     ),
                     "label": tfds.features.ClassLabel(names=list("0123456789")),
                     "bbox": tfds.features.BBoxFeature(),
@@ -212,18 +292,17 @@ class Plates(tfds.core.GeneratorBasedBuilder):
             # An image depends on its own three numbers only, on no other image.
             rng = np.random.default_rng((self.builder_config.seed, part, index))
             digit = index % 10
-            image, box = draw(
-                rng,
-                digit=digit,
-                fonts=FONTS[split],
-                digit_height=self.builder_config.digit_height,
-            )
+            fonts = FONTS[split]
+            image, box = self.builder_config.draw(rng, digit=digit, fonts=fonts)
+            height, width = image.shape[:2]
             yield (
                 index,
                 {
                     "image": _encode(image),
                     "label": digit,
-                    "bbox": tfds.features.BBox(*(box / CANVAS).tolist()),
+                    "bbox": tfds.features.BBox(
+                        *(box / (height, width, height, width)).tolist()
+                    ),
                 },
             )
 

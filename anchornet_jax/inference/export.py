@@ -274,6 +274,11 @@ def load_steps(directory) -> serialised.Steps:
                 "it has format 1, whose steps cannot be run one by one any more; "
                 "`export.load` reads it, and exporting again writes the present format"
             )
+        if not about["steps"]:
+            raise ValueError(
+                "its images stay in host memory, where steps read parts of them that no "
+                "serialised step can cut; use `export.load`"
+            )
         serialised.check(about["calling_convention"])
         traced = {
             step["file"]: _read(directory, about, step["file"])

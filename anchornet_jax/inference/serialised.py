@@ -46,8 +46,11 @@ class Steps(NamedTuple):
 
 
 def describe(method: protocol.Method) -> list[dict]:
-    """Return name, file, roles and places of each distinct step, as JSON holds them."""
-    steps = method.steps
+    """Return name, file, roles and places of each distinct step, as JSON holds them.
+
+    None of a method on the host: its steps need code that cuts images.
+    """
+    steps = () if protocol.on_host(method) else method.steps
     return [
         {
             "name": step.name,
@@ -65,7 +68,12 @@ def serialise(method: protocol.Method, image_size: int) -> dict[str, bytes]:
     Args:
       method: its networks' weights do not become part of the steps.
       image_size: side of the square images in pixels.
+
+    Returns:
+      The steps; of a method on the host none, see `describe`.
     """
+    if protocol.on_host(method):
+        return {}
     (b,) = jax_export.symbolic_shape("b")
     images = jax.ShapeDtypeStruct((b, image_size, image_size, 3), jnp.uint8)
     places = jax.ShapeDtypeStruct((b,), jnp.int32)

@@ -75,7 +75,8 @@ class Page:
           ValueError: if it cannot be read.
         """
         resize = self.found.metadata["preprocessing"]["resize"]
-        return photos.read(file, image_size=self.found.image_size, resize=resize)
+        size = predict.seen_size(self.found)
+        return photos.read(file, image_size=size, resize=resize)
 
     def show(self, image, budget: float) -> tuple[str, Figure, Figure]:
         """Classify one image within a budget.

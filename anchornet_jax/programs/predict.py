@@ -301,6 +301,11 @@ def warm(classifier: engine.Classifier) -> None:
     classifier.rule = rule
 
 
+def seen_size(found: export.Export) -> int:
+    """Return the side to which photos are brought; 0: they are taken as they are."""
+    return 0 if protocol.on_host(found.method) else found.image_size
+
+
 def classify(
     classifier: engine.Classifier,
     found: export.Export,
@@ -309,7 +314,7 @@ def classify(
 ) -> Iterator[Prediction]:
     """Classify image files, in their order; what cannot be read has no result."""
     options = {
-        "image_size": found.image_size,
+        "image_size": seen_size(found),
         "resize": found.metadata["preprocessing"]["resize"],
         "max_pixels": max_pixels,
     }
