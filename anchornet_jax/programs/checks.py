@@ -14,7 +14,7 @@ from anchornet_jax.data import datasets, loading
 from anchornet_jax.inference import fitting
 from anchornet_jax.methods import patches, registry, views
 from anchornet_jax.runtime import pretrained
-from anchornet_jax.training import optimizers
+from anchornet_jax.training import optimizers, train
 
 LARGEST = 16_384  # px, of an image's side
 
@@ -90,6 +90,7 @@ KEYS = {
     "calibration_split": SPLIT,
     "test_split": SPLIT,
     "dtype": one_of(*models.DTYPES),
+    "objective": one_of(*train.OBJECTIVES),
     "init_from": TEXT,
     "localizer": TEXT,
     "view.name": one_of(*views.VIEWS),

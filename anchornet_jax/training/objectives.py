@@ -69,7 +69,7 @@ def classification(
             f"`label_smoothing` is {label_smoothing} and `mixup` {mixup}; allowed are 0 "
             "to below 1, and 0 or more"
         )
-    keep = _keep_statistics(freeze)
+    keep = keep_statistics(freeze)
 
     def loss(variables, frozen, images, labels, keys):
         inputs, valid = view(images, keys, frozen)
@@ -147,7 +147,7 @@ def cross_entropy(
     return losses.sum(-1)
 
 
-def _keep_statistics(freeze: str) -> Callable:
+def keep_statistics(freeze: str) -> Callable:
     """Return the interceptor that runs frozen BatchNorms as in inference."""
 
     def intercept(call, args, kwargs, context):

@@ -1,6 +1,7 @@
 """Training: one loop for every stage of Localizing Semantic Patches (2022), Sec. 3.5.
 
-The stages differ in the network and in the view it is given (`views`), in nothing else:
+The stages differ in the network and in the view it is given (`views`), in nothing else;
+other papers' trainings differ in their objective (`config.objective`):
 Stage I (Eq. 3), the full-image network, the glance network (Eq. 4) and the patch network
 (Eq. 5). A run that is stopped at any moment and started again goes on from its last
 checkpoint and ends with the same parameters; SIGTERM makes it write one first.
@@ -31,8 +32,12 @@ from anchornet_jax.runtime import (
     pretrained,
     workdir,
 )
-from anchornet_jax.training import objectives, optimizers, train_step
+from anchornet_jax.training import objectives, optimizers, saccader, train_step
 
+OBJECTIVES = {  # by `config.objective`
+    "classification": objectives.classification,
+    **saccader.OBJECTIVES,
+}
 NETWORK = "network"  # the trained network in the run's directory
 
 
@@ -85,7 +90,12 @@ def plan(config) -> Run:
     images = jax.ShapeDtypeStruct((1, *2 * [source.image_size], 3), jnp.uint8)
     keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), 1))
     inputs, _ = jax.eval_shape(view, images, keys, frozen)
-    objective = objectives.classification(
+    if config.objective not in OBJECTIVES:
+        raise ValueError(
+            f"`config.objective` is {config.objective!r}; choose one of "
+            f"{sorted(OBJECTIVES)}"
+        )
+    objective = OBJECTIVES[config.objective](
         model,
         view,
         inputs.shape[2],
