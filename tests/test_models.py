@@ -63,8 +63,12 @@ NETWORKS = {
     "bagnet9": (15_688_744, 15_932_243_968, 2_688_897_216),
     "bagnet17": (16_213_032, 15_654_502_400, 2_490_847_424),
     "bagnet33": (18_310_184, 16_259_530_752, 2_408_009_920),
+    # No source alone; tests/test_saccader.py counts it with its class map.
     "bagnet77_low": (20_573_736, 13_924_879_104, 1_423_027_392),
+    # No source: it exists only here.
     "bagnet33_small": (384_816, 147_620_864, 22_929_048),
+    "saccader": (35_523_112, 19_323_197_184, 1_560_606_912),
+    "saccader_small": (443_312, 269_013_856, 34_338_520),
     # tests/golden/peers_counts.json, at 224 pixels. Theirs cannot run at 95.
     "msdnet_7_7": (62_314_472, 3_246_180_864, 626_919_424),
     "msdnet_4_4": (23_958_440, 1_355_606_016, 260_455_936),

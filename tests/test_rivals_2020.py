@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 
 from anchornet_jax import models
+from anchornet_jax.methods import localize
+from anchornet_jax.models.receptive_field import ReceptiveField
 from anchornet_jax.runtime import torch_import
 from tests.golden import recipe
 
@@ -74,3 +76,20 @@ def test_bagnet_equals_the_published_network(q):
     means = np.asarray(heat).mean((1, 2))
     close(means, np.asarray(logits)[np.arange(len(classes)), classes])
     assert not branch.any()
+
+
+def test_heatmaps_for_patches_of_another_size():
+    """The mean of what lies inside a patch; the centre's value where that says nothing."""
+    own, heatmap = ReceptiveField(33, 8), np.arange(24.0 * 24).reshape(1, 24, 24)
+    wide = localize.regrid(heatmap, own, ReceptiveField(95, 8), (224, 224))
+    assert wide.shape == (1, 17, 17)  # AnchorNet's grid
+    np.testing.assert_allclose(wide[0, 3, 5], heatmap[0, 3:11, 5:13].mean())
+    own, heatmap = ReceptiveField(77, 8), np.arange(19.0 * 19).reshape(1, 19, 19)
+    for size, shift in ((95, 1), (63, -1)):
+        field = ReceptiveField(size, 8)
+        found = localize.regrid(heatmap, own, field, (224, 224), ordered=True)
+        assert found.shape[1:] == field.grid(224, 224)
+        np.testing.assert_array_equal(
+            found[0, 4:9, 4:9], heatmap[0, 4 + shift : 9 + shift, 4 + shift : 9 + shift]
+        )
+    assert np.isnan(found[0, 0]).all() and np.isnan(found[0, -1]).all()

@@ -11,6 +11,7 @@ from anchornet_jax.methods import method
 from anchornet_jax.methods.anchornet import AnchorNet
 from anchornet_jax.methods.large import LargeAnchorNet
 from anchornet_jax.methods.multi_exit import MultiExit
+from anchornet_jax.methods.saccader import Saccader
 from anchornet_jax.methods.static import Static
 from anchornet_jax.models import Network
 from anchornet_jax.runtime import networks
@@ -19,6 +20,7 @@ METHODS = {
     "anchornet": AnchorNet,
     "large": LargeAnchorNet,
     "multi_exit": MultiExit,
+    "saccader": Saccader,
     "static": Static,
 }
 

@@ -86,7 +86,7 @@ def answer(classifier: dict, what: jax.Array, cells: jax.Array) -> jax.Array:
       cells: [B] int32.
     """
     flat = what.reshape(what.shape[0], -1, what.shape[-1])
-    return bagnet.local_logits(classifier, flat[jnp.arange(len(cells)), cells])
+    return bagnet.local_logits(classifier, flat[jnp.arange(cells.shape[0]), cells])
 
 
 class Saccader(nn.Module):
@@ -133,7 +133,6 @@ class Saccader(nn.Module):
         """Return the channels of the maps that glimpses read."""
         return dict(self.bag)["low"]
 
-    @nn.compact
     def __call__(
         self, images: jax.Array, *, train: bool = False
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
@@ -144,11 +143,8 @@ class Saccader(nn.Module):
           train: use and update the batch's statistics.
 
         Returns:
-          Logits [B, N], the mean over the visited cells, and
+          Logits [B, N], the mean over the visited cells, and beside what `maps` returns
 
-          - `extracted`: [B, G, G, C], what each cell sees;
-          - `mixed`: [B, G, G, C], what and where, by which cells are chosen;
-          - `bag_logits`: [B, N], the mean over all cells;
           - `cells`: [B, T] int32, row times G plus column;
           - `scores`: [B, G, G] float32, of the last glimpse.
 
@@ -161,6 +157,28 @@ class Saccader(nn.Module):
                 f"`image` is {images.shape[1]}x{images.shape[2]} pixels, which gives "
                 f"{rows * columns} cells; {self.glimpses} glimpses need as many"
             )
+        out = self.maps(images, train=train)
+        params = self.variables["params"]
+        glimpses = list(walk(params["cell"], out["mixed"], self.glimpses, best))
+        out |= {
+            "cells": jnp.stack([chosen for _, chosen in glimpses], 1),
+            "scores": glimpses[-1][0].reshape(-1, rows, columns),
+        }
+        return _mean(params["representation"]["fc"], out), out
+
+    @nn.compact
+    def maps(self, images: jax.Array, *, train: bool = False) -> dict[str, jax.Array]:
+        """Return what glimpses read, before the first of them.
+
+        Args:
+          images: [B, H, W, 3], normalised.
+          train: use and update the batch's statistics.
+
+        Returns:
+          - `extracted`: [B, G, G, C], what each cell sees;
+          - `mixed`: [B, G, G, C], what and where, by which cells are chosen;
+          - `bag_logits`: [B, N], the mean over all cells.
+        """
         bag_logits, maps = bagnet.BagNet(**self._bag, name="representation")(
             images, train=train
         )
@@ -174,20 +192,13 @@ class Saccader(nn.Module):
                 names = (f"where{i}_{j}", f"where{i}_{j}_bn")
                 where = nn.relu(conv_bn(where, width, names, **kind))
         both = jnp.concatenate([where, maps["extracted"]], -1)
-        mixed = layers.Conv(self.channels, use_bias=True, dtype=self.dtype, name="mix")(
-            both
-        )
-        cell = self.param("cell", nn.initializers.glorot_uniform(), (self.channels, 1))
-        glimpses = list(walk(cell, mixed, self.glimpses, best))
-        classifier = self.variables["params"]["representation"]["fc"]
-        out = {
+        mix = layers.Conv(self.channels, use_bias=True, dtype=self.dtype, name="mix")
+        self.param("cell", nn.initializers.glorot_uniform(), (self.channels, 1))
+        return {
             "extracted": maps["extracted"],
-            "mixed": mixed,
+            "mixed": mix(both),
             "bag_logits": bag_logits,
-            "cells": jnp.stack([chosen for _, chosen in glimpses], 1),
-            "scores": glimpses[-1][0].reshape(-1, rows, columns),
         }
-        return _mean(classifier, out), out
 
     @staticmethod
     def classify(variables, out) -> tuple[jax.Array, jax.Array]:

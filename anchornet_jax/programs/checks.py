@@ -15,7 +15,7 @@ from anchornet_jax.inference import fitting
 from anchornet_jax.methods import localize, patches, registry, views
 from anchornet_jax.programs import evaluate
 from anchornet_jax.runtime import pretrained
-from anchornet_jax.training import optimizers
+from anchornet_jax.training import optimizers, train
 
 LARGEST = 16_384  # px, of an image's side
 
@@ -95,6 +95,7 @@ KEYS = {
     "calibration_split": SPLIT,
     "test_split": SPLIT,
     "dtype": one_of(*models.DTYPES),
+    "objective": one_of(*train.OBJECTIVES),
     "init_from": TEXT,
     "localizer": TEXT,
     "heatmap": one_of(*localize.HEATMAPS),

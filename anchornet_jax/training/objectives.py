@@ -73,7 +73,7 @@ def classification(
             f"`label_smoothing` is {label_smoothing} and `mixup` {mixup}; allowed are 0 "
             "to below 1, and 0 or more"
         )
-    keep = _keep_statistics(freeze)
+    keep = keep_statistics(freeze)
 
     def loss(variables, frozen, images, labels, keys):
         inputs, valid = view(images, keys, frozen)
@@ -162,7 +162,7 @@ def taught(
             f"`model` is {type(model).__name__}; a teacher needs a pupil that localises "
             "with patches of one size, such as anchornet"
         )
-    keep = _keep_statistics(freeze)
+    keep = keep_statistics(freeze)
 
     def loss(variables, frozen, images, labels, keys):
         with nn.intercept_methods(keep):
@@ -264,7 +264,7 @@ def _still(variables, freeze: str):
     return {**variables, "params": params}
 
 
-def _keep_statistics(freeze: str) -> Callable:
+def keep_statistics(freeze: str) -> Callable:
     """Return the interceptor that runs frozen BatchNorms as in inference."""
 
     def intercept(call, args, kwargs, context):

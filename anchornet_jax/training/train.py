@@ -1,6 +1,7 @@
 """Training: one loop for every stage of Localizing Semantic Patches (2022), Sec. 3.5.
 
-The stages differ in the network and in the view it is given (`views`), in nothing else:
+The stages differ in the network and in the view it is given (`views`), in nothing else;
+other papers' trainings differ in their objective (`config.objective`):
 Stage I (Eq. 3), the full-image network, the glance network (Eq. 4) and the patch network
 (Eq. 5). A run that is stopped at any moment and started again goes on from its last
 checkpoint and ends with the same parameters; SIGTERM makes it write one first.
@@ -31,8 +32,13 @@ from anchornet_jax.runtime import (
     pretrained,
     workdir,
 )
-from anchornet_jax.training import objectives, optimizers, train_step
+from anchornet_jax.training import objectives, optimizers, saccader, train_step
 
+CLASSIFICATION = "classification"
+OBJECTIVES = {  # by `config.objective`
+    CLASSIFICATION: objectives.classification,
+    **saccader.OBJECTIVES,
+}
 NETWORK = "network"  # the trained network in the run's directory
 
 
@@ -89,6 +95,11 @@ def plan(config) -> Run:
 
 def _taught(config, source, model) -> tuple[objectives.Objective, dict]:
     """Return the objective of a pupil, and its teacher's variables."""
+    if config.objective != CLASSIFICATION:
+        raise ValueError(
+            f"`config.objective` is {config.objective!r}; with `config.teacher` allowed "
+            f"is {CLASSIFICATION!r}"
+        )
     if config.view.name != "full" or config.mixup:
         raise ValueError(
             f"`config.teacher` is {config.teacher!r}, with the view "
@@ -114,7 +125,7 @@ def _taught(config, source, model) -> tuple[objectives.Objective, dict]:
 
 
 def _classified(config, source, model) -> tuple[objectives.Objective, dict | None]:
-    """Return the objective of both papers, and the localiser's variables, if any."""
+    """Return the config's objective, and the localiser's variables, if any."""
     if config.localizer:
         localizer, frozen, _ = networks.load(config.localizer)
     elif config.view.name == "patches":
@@ -130,7 +141,12 @@ def _classified(config, source, model) -> tuple[objectives.Objective, dict | Non
     images = jax.ShapeDtypeStruct((1, *2 * [source.image_size], 3), jnp.uint8)
     keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), 1))
     inputs, _ = jax.eval_shape(view, images, keys, frozen)
-    objective = objectives.classification(
+    if config.objective not in OBJECTIVES:
+        raise ValueError(
+            f"`config.objective` is {config.objective!r}; choose one of "
+            f"{sorted(OBJECTIVES)}"
+        )
+    objective = OBJECTIVES[config.objective](
         model,
         view,
         inputs.shape[2],
