@@ -9,12 +9,18 @@ from collections.abc import Mapping
 
 from anchornet_jax.methods import method
 from anchornet_jax.methods.anchornet import AnchorNet
+from anchornet_jax.methods.gfnet import GFNet
 from anchornet_jax.methods.multi_exit import MultiExit
 from anchornet_jax.methods.static import Static
 from anchornet_jax.models import Network
 from anchornet_jax.runtime import networks
 
-METHODS = {"anchornet": AnchorNet, "multi_exit": MultiExit, "static": Static}
+METHODS = {
+    "anchornet": AnchorNet,
+    "gfnet": GFNet,
+    "multi_exit": MultiExit,
+    "static": Static,
+}
 
 
 def name(made: method.Method) -> str:
