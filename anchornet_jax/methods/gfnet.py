@@ -103,6 +103,7 @@ class GFNet:
             state["map"],
             state["policy"],
         )
+        own -= policy.hidden  # nobody reads the critic's value
         for t in range(2, self.inputs + 1):
             found.append(own + patch + self._classifier_macs(t))
         return found
