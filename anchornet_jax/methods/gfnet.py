@@ -178,7 +178,7 @@ class GFNet:
         pooled, maps, _ = gfnet.encode(model, variables["patch"], images)
         memory, logits = self._answer(variables, pooled, state["memory"], step)
         box = jnp.concatenate([at, at + self.patch_size], -1)
-        boxes = state["boxes"].at[jnp.arange(len(at)), t].set(box)
+        boxes = state["boxes"].at[jnp.arange(at.shape[0]), t].set(box)
         left = {"map": maps, "memory": memory, "policy": hidden, "boxes": boxes}
         return {**state, **left}, logits.astype(jnp.float32)
 

@@ -165,7 +165,7 @@ def _dense(features, name):
 
 def _flat(x):
     """Flatten maps channel by channel, as the published weights expect."""
-    return x.transpose(0, 3, 1, 2).reshape(len(x), -1)
+    return x.transpose(0, 3, 1, 2).reshape(x.shape[0], -1)
 
 
 def corners(actions: jax.Array, image_size: int, size: int) -> jax.Array:
