@@ -85,6 +85,8 @@ def fold(network: Network, image_size: int, dtype: str | None = None) -> Network
 def fold_method(method, image_size: int, dtype: str | None = None):
     """Return a method with its networks as inference runs them.
 
+    A network that sees no pixels, of a role that `input_sizes` leaves out, stays as it is.
+
     Args:
       method: from `methods`.
       image_size: side of the images in pixels.
@@ -92,7 +94,7 @@ def fold_method(method, image_size: int, dtype: str | None = None):
     """
     sizes = method.input_sizes(image_size)
     networks = {
-        role: fold(network, sizes[role], dtype)
+        role: fold(network, sizes[role], dtype) if role in sizes else network
         for role, network in method.networks.items()
     }
     return dataclasses.replace(method, networks=networks)

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 
 from anchornet_jax.methods import method
 from anchornet_jax.methods.anchornet import AnchorNet
+from anchornet_jax.methods.gfnet import GFNet
 from anchornet_jax.methods.large import LargeAnchorNet
 from anchornet_jax.methods.multi_exit import MultiExit
 from anchornet_jax.methods.saccader import Saccader
@@ -18,6 +19,7 @@ from anchornet_jax.runtime import networks
 
 METHODS = {
     "anchornet": AnchorNet,
+    "gfnet": GFNet,
     "large": LargeAnchorNet,
     "multi_exit": MultiExit,
     "saccader": Saccader,

@@ -18,6 +18,7 @@ from anchornet_jax.models.anchornet_2020 import MultiScaleAnchorNet
 from anchornet_jax.models.bagnet import BagNet
 from anchornet_jax.models.densenet import DenseNet
 from anchornet_jax.models.efficientnet import EfficientNet, EfficientNetLite
+from anchornet_jax.models.gfnet import CascadeClassifier, Policy, RecurrentClassifier
 from anchornet_jax.models.hcgnet import HCGNet
 from anchornet_jax.models.mobilenet import MobileNetV3
 from anchornet_jax.models.msdnet import MSDNet
@@ -109,6 +110,12 @@ MODELS = {  # name: (class, arguments)
     "ranet_small": (RANet, {"channels": 8, "growth": 8, "step": 4}),
 }
 
+PARTS = {  # what stands behind GFNet's encoders and sees no images
+    "gfnet_recurrent": (RecurrentClassifier, {}),
+    "gfnet_cascade": (CascadeClassifier, {}),
+    "gfnet_policy": (Policy, {}),
+}
+
 
 class Network(NamedTuple):
     """A network ready to run: the Flax module, its variables, and where it is from."""
@@ -124,11 +131,12 @@ def create(name: str, num_classes: int, **overrides) -> nn.Module:
     Raises:
       ValueError: for an unknown name or `dtype`, or fewer than one class.
     """
-    if name not in MODELS:
-        raise ValueError(f"`name` is {name!r}; choose one of {sorted(MODELS)}")
+    known = MODELS | PARTS
+    if name not in known:
+        raise ValueError(f"`name` is {name!r}; choose one of {sorted(known)}")
     if num_classes < 1:
         raise ValueError(f"`num_classes` is {num_classes}; allowed is 1 or more")
-    network, arguments = MODELS[name]
+    network, arguments = known[name]
     arguments = {**arguments, **overrides}
     if arguments.get("dtype", DTYPES[0]) not in DTYPES:
         raise ValueError(f"`dtype` is {arguments['dtype']!r}; choose one of {DTYPES}")

@@ -115,6 +115,7 @@ class MobileNetV3(nn.Module):
       num_classes: N.
       width: factor of all channels.
       dropout: rate before the classifier, in training.
+      epsilon: of BatchNorm.
       axis_name: mapped axis over which BatchNorm shares its statistics in training.
       dtype: type of the computation; parameters, statistics and logits are float32.
     """
@@ -122,6 +123,7 @@ class MobileNetV3(nn.Module):
     num_classes: int
     width: float = 1.0
     dropout: float = 0.2
+    epsilon: float = 1e-3
     axis_name: str | None = None
     dtype: jnp.dtype = jnp.float32
 
@@ -129,7 +131,9 @@ class MobileNetV3(nn.Module):
     def __call__(
         self, images: jax.Array, *, train: bool = False
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """Return logits [B, N] and the last map, `{"features": [B, h, w, C]}`.
+        """Return logits [B, N], the last map and what the classifier reads.
+
+        `{"features": [B, h, w, C], "pooled": [B, F]}`.
 
         Args:
           images: [B, H, W, 3], normalised.
@@ -140,7 +144,7 @@ class MobileNetV3(nn.Module):
             train=train,
             axis_name=self.axis_name,
             dtype=self.dtype,
-            norm={"epsilon": 1e-3, "momentum": 0.99},
+            norm={"epsilon": self.epsilon, "momentum": 0.99},
         )
         excite = functools.partial(
             layers.SqueezeExcite,
@@ -168,7 +172,8 @@ class MobileNetV3(nn.Module):
         dense = functools.partial(nn.Dense, kernel_init=nn.initializers.normal(0.01))
         hidden = nn.hard_swish(dense(wide(1280), name="classifier_0")(pooled))
         hidden = nn.Dropout(self.dropout, deterministic=not train)(hidden)
-        return dense(self.num_classes, name="classifier_3")(hidden), {"features": x}
+        logits = dense(self.num_classes, name="classifier_3")(hidden)
+        return logits, {"features": x, "pooled": hidden}
 
 
 def scaled(channels: int, factor: float) -> int:
