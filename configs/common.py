@@ -86,9 +86,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.method.networks = ml_collections.ConfigDict()  # {role: directory}
     config.references = ml_collections.ConfigDict()  # {name: like method}; _ is a space
     config.rule = "thresholds"  # when to stop: geometric | thresholds | value
-    config.vote = (
-        False  # the localiser's own answer counts, and is an exit; not of 2022
-    )
+    config.vote = False  # the localiser's own answer counts, and is an exit
     config.fusion = "sum"  # | fitted, each source's weight, see inference/fusion.py
     config.budgets = 20  # points of the budgeted curve
     config.timing = ml_collections.ConfigDict()  # of the engine, milliseconds per image

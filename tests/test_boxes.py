@@ -78,6 +78,11 @@ def test_coverage_of_known_boxes():
         "boxes": np.stack([region * 0, region])[None].repeat(5, 0),
     }
     assert evaluate._box_coverage(found) == pytest.approx(0.75)
+    # What is seen whole, or is nothing, is not chosen: the third is the first choice.
+    whole, nothing = np.array([0, 0, 40, 40]), np.full(4, -1)
+    for second in (whole, nothing):
+        found["boxes"] = np.stack([whole, second, region])[None].repeat(5, 0)
+        assert evaluate._box_coverage(found) == pytest.approx(0.75)
     found["box"][:] = -1
     assert evaluate._box_coverage(found) is None
 

@@ -32,9 +32,7 @@ from tests.test_pipeline import small_demo
 KILLS = int(os.environ.get("KILLS", "2"))  # of each program
 FLIPS = int(os.environ.get("FLIPS", "40"))
 PATIENCE_S = 300  # with a process that a busy machine keeps waiting
-# Children start in milliseconds: they are forked off a server that has imported this.
-SERVER = multiprocessing.get_context("forkserver")
-SERVER.set_forkserver_preload([__name__])
+SPAWN = multiprocessing.get_context("spawn")
 
 
 def demo_config(directory, data_dir):
@@ -73,18 +71,22 @@ CONFIGS = {
 }
 
 
-def run(config, directory):
-    """Run a program as a process of its own does."""
+def run(program, inputs, data_dir, directory, begun):
+    """Run a program as a process of its own does; say when all is imported."""
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_num_cpu_devices", 2)
     models.MODELS["tiny"] = (tiny.Tiny, {})
     models.MODELS["anchornet"] = (tiny.TinyAnchorNet, {})
-    pipeline.run(config, directory)
+    begun.set()
+    pipeline.run(CONFIGS[program](inputs, data_dir), directory)
 
 
-def start(config, directory):
-    process = SERVER.Process(target=run, args=(config, directory), daemon=True)
+def start(*arguments):
+    """Start a program (`run` tells the arguments); return when it has begun."""
+    begun = SPAWN.Event()
+    process = SPAWN.Process(target=run, args=(*arguments, begun), daemon=True)
     process.start()
+    assert begun.wait(PATIENCE_S)
     return process
 
 
@@ -97,8 +99,9 @@ def end(process):
 def inputs(data_dir, tmp_path_factory):
     """Return a directory with what the programs need, made without a kill."""
     directory = tmp_path_factory.mktemp("inputs")
+    child = start("demo", directory, data_dir, directory / "demo")
     begun = time.monotonic()
-    end(start(demo_config(directory, data_dir), directory / "demo"))
+    end(child)
     seconds = time.monotonic() - begun
     shutil.copytree(directory / "demo", directory / "again")
     torch_writer.write(directory / "weights.pth", make_state())
@@ -111,9 +114,9 @@ def inputs(data_dir, tmp_path_factory):
 
 
 def plain(value, directory):
-    """Return JSON without what differs from run to run: times, and where it lies."""
+    """Return JSON without what differs from run to run: times, drawn names, seals."""
     if isinstance(value, dict):
-        left_out = ("seconds", "time_ms", "sha256")
+        left_out = ("seconds", "time_ms", "sha256", "variables")
         return {k: plain(v, directory) for k, v in value.items() if k not in left_out}
     if isinstance(value, list):
         return [plain(one, directory) for one in value]
@@ -144,25 +147,29 @@ def content(directory):
     return found
 
 
+def compare(found, wanted):
+    """Check one thing after another, so that a difference is seen."""
+    assert found.keys() == wanted.keys()
+    for name, value in wanted.items():
+        assert found[name] == value, name
+
+
 @pytest.mark.parametrize("program", CONFIGS)
 @pytest.mark.slow
 def test_killed_at_random_moments(program, inputs, data_dir, tmp_path):
     directory, seconds = inputs
-    config = CONFIGS[program](directory, data_dir)
-    whole, killed, rng = (
-        tmp_path / "whole",
-        tmp_path / "killed",
-        np.random.default_rng(),
-    )
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    rng = np.random.default_rng()
     if program == "demo":
         whole = directory / "demo"
     else:
+        child = start(program, directory, data_dir, whole)
         begun = time.monotonic()
-        end(start(config, whole))
+        end(child)
         seconds = time.monotonic() - begun
     wanted, kills = content(whole), 0
     while kills < KILLS:
-        child = start(config, killed)
+        child = start(program, directory, data_dir, killed)
         child.join(rng.uniform(0, seconds))
         if child.is_alive():
             child.kill()
@@ -170,10 +177,10 @@ def test_killed_at_random_moments(program, inputs, data_dir, tmp_path):
             kills += 1
         else:  # finished before its time
             assert child.exitcode == 0
-            assert content(killed) == wanted
+            compare(content(killed), wanted)
             shutil.rmtree(killed)
-    end(start(config, killed))
-    assert content(killed) == wanted
+    end(start(program, directory, data_dir, killed))
+    compare(content(killed), wanted)
 
 
 def arrays(tree):
@@ -254,11 +261,8 @@ def test_flipped_bits(inputs, tmp_path):
         place = int(rng.integers(8 * len(data)))
         data[place // 8] ^= 1 << place % 8
         copy = tmp_path / f"{number}"
-        flat = (
-            []
-            if deep
-            else [one.name for one in (demo / name).iterdir() if one.is_dir()]
-        )
+        entries = [] if deep else (demo / name).iterdir()
+        flat = [one.name for one in entries if one.is_dir()]
         shutil.copytree(demo / name, copy, ignore=lambda *_, flat=flat: flat)
         (copy / path.relative_to(demo / name)).write_bytes(data)
         try:

@@ -53,7 +53,7 @@ def start_hosts(data_dir, directory, *flags):
 
 
 def start_main(config, directory, *flags):
-    """Start main.py on two hosts with a file of `configs`."""
+    """Start main.py, which then knows `tiny`, on two hosts with a file of `configs`."""
     address = coordinator()
     environment = {
         **os.environ,
@@ -63,7 +63,8 @@ def start_main(config, directory, *flags):
     return [
         subprocess.Popen(
             [
-                *(sys.executable, "main.py", f"--config=configs/{config}.py"),
+                *(sys.executable, "-m", "tests.tiny_main"),
+                f"--config=configs/{config}.py",
                 *(f"--workdir={directory}", f"--coordinator={address}"),
                 *("--num_processes=2", f"--process_id={process}", *flags),
             ],

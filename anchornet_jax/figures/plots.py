@@ -49,6 +49,7 @@ EXITS = (
     *("#FDE725", "#A0DA39", "#4AC16D", "#1FA187"),
     *("#277F8E", "#365C8D", "#46327E", "#440154"),
 )
+RARE = 0.005  # of the images; what fewer say by chance is not drawn
 MARKERS = "osD^vPXh"  # of exits, where their order alone does not tell them apart
 VERDICTS = {  # right or wrong
     True: ("✓", PALETTE["green"]),
@@ -228,6 +229,8 @@ def accuracy_exits(summary: Evaluation) -> Figure:
 def reliability(summary: Evaluation) -> Figure:
     """Draw how often answers are right against how sure they are, a line per exit.
 
+    Bins of few images are left out; their calibration error counts all the same.
+
     Args:
       summary: of an evaluation that has its `reliability`.
     """
@@ -235,9 +238,10 @@ def reliability(summary: Evaluation) -> Figure:
     axes = figure.subplots()
     axes.plot([0, 100], [0, 100], color="#666666", linestyle=":", label="a probability")
     for exit, found in enumerate(summary.reliability):
+        many = np.array(found.share) >= RARE
         axes.plot(
-            100 * np.array(found.confidence),
-            100 * np.array(found.accuracy),
+            100 * np.array(found.confidence)[many],
+            100 * np.array(found.accuracy)[many],
             color=exit_color(exit),
             marker=MARKERS[exit % len(MARKERS)],
             label=f"{summary.exits[exit]}: {found.error:.3f}",

@@ -157,8 +157,14 @@ def fitted_arguments(summary: results.Evaluation) -> dict:
 
 
 def _plain(method: dict) -> dict:
-    """Return a method's description without the directories of its networks."""
-    return {key: value for key, value in method.items() if key != "networks"}
+    """Return a method's description without the directories of its networks.
+
+    An argument that an older version did not know has its default.
+    """
+    known = (
+        registry.defaults(method["name"]) if method["name"] in registry.METHODS else {}
+    )
+    return known | {key: value for key, value in method.items() if key != "networks"}
 
 
 def assemble(described, image_size: int) -> protocol.Method:

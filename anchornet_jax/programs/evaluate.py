@@ -204,15 +204,19 @@ def _box_coverage(found) -> float | None:
     """Return the mean share of the object's box inside the first chosen region.
 
     Of the images whose box is known, and is not all cut off with the borders. None where
-    there are none or the method chooses nothing.
+    there are none or the method chooses nothing; what is seen whole, as at the glance, is
+    not chosen.
     """
-    if "box" not in found or found.get("boxes", np.zeros((0, 0, 4))).shape[1] < 2:
+    if "box" not in found or "boxes" not in found:
         return None
-    area = (found["box"][:, 2:] - found["box"][:, :2]).prod(-1)
-    known = (found["box"][:, 0] >= 0) & (area > 0)
+    regions, box = found["boxes"], found["box"]  # [n, T, 4], [n, 4]
+    chosen = (regions != regions[:, :1]).any(-1) & (regions[..., 2] > regions[..., 0])
+    area = (box[:, 2:] - box[:, :2]).prod(-1)
+    known = (box[:, 0] >= 0) & (area > 0) & chosen.any(1)
     if not known.any():
         return None
-    region, box = found["boxes"][known, 1], found["box"][known]  # [n, 4]
+    first = regions[np.arange(len(box)), chosen.argmax(1)]
+    region, box = first[known], box[known]  # [n, 4]
     low = np.maximum(region[:, :2], box[:, :2])
     high = np.minimum(region[:, 2:], box[:, 2:])
     inside = np.clip(high - low, 0, None).prod(-1)
