@@ -114,6 +114,7 @@ def get_config() -> ml_collections.ConfigDict:
 
     # A comparison of finished evaluations.
     config.runs = ""  # their directories, with commas between
+    config.published = ""  # data whose published curves are drawn too: imagenet2012
     config.remeasure = False  # time all of them again, in turn, on this machine
 
     # A pipeline: name -> config of each stage, and the names as they run.

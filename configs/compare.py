@@ -5,7 +5,8 @@
 
 Data: what the evaluations in `config.runs` left; each is the directory of a pipeline or
 of an `evaluate`. Writes compare.html, compare.json and the figures, as PNG and SVG.
-Milliseconds are those of each evaluation; `--config.remeasure` times all of them again,
+`--config.published=imagenet2012` adds what the papers of AnchorNet and its
+rivals have published, as their Figures 5 and 6. Milliseconds are those of each evaluation; `--config.remeasure` times all of them again,
 in turn, on this machine, with the images of the first one's test split.
 """
 

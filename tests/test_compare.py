@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from anchornet_jax.data import loading
-from anchornet_jax.figures import comparison
+from anchornet_jax.figures import comparison, published
 from anchornet_jax.inference import results
 from anchornet_jax.programs import compare, evaluate, pipeline
 from anchornet_jax.runtime import files, networks
@@ -107,6 +107,34 @@ def test_many_runs_and_any_names(tmp_path, count):
     }
     assert len(looks) == 2 * min(count, len(comparison.LOOKS))
     assert comparison.write(tmp_path, found).exists()
+
+
+def test_published_figures(runs, tmp_path):
+    """The paper's Figures 5 and 6, each source in the legend; the runs are not ImageNet's."""
+    made = config(*runs)
+    made.published = "imagenet2012"
+    pipeline.run(made, tmp_path / "out")
+    text = (tmp_path / "out" / "compare.html").read_text()
+    assert len(Page(text).images) == 4
+    for curves in (published.BUDGETED, published.ANYTIME):
+        (axes,) = comparison.draw({}, curves=curves).axes
+        assert len(axes.lines) == len(curves)
+        legend = [text.get_text() for text in axes.get_legend().get_texts()]
+        assert all(c.source in label for c, label in zip(curves, legend, strict=True))
+    made.published = "mnist"
+    with pytest.raises(
+        ValueError, match=r"`config.published` holds \['mnist'\]; choose"
+    ):
+        pipeline.run(made, tmp_path / "other")
+    assert not (tmp_path / "other").exists()
+
+
+def test_imagenet_runs_stand_among_the_published(tmp_path):
+    found = {"mine": dataclasses.replace(fake_results.summary(), data="imagenet2012")}
+    text = comparison.write(tmp_path, found).read_text()
+    assert len(Page(text).images) == 4
+    (axes,) = comparison.draw(found, "cost", published.BUDGETED).axes
+    assert axes.lines[0].get_label() == "mine, budgeted"
 
 
 def test_points():

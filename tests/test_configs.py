@@ -21,9 +21,12 @@ CONFIGS = [  # (file, argument)
     ("anchornet", ""),
     *(("anchornet", f"{data},resnet18") for data in common.DATA),
     *(("anchornet", f"imagenet,{network}") for network in NETWORKS),
+    ("anchornet", "imagenet,hcgnet_c"),
     ("anchornet_2020", ""),
     *(("anchornet_2020", f"imagenet,{network}") for network in NETWORKS),
-    *((file, data) for file in EXITS for data in ("", *common.DATA)),
+    ("bagnet", ""),
+    *(("bagnet", f"{data},resnet50") for data in common.DATA),
+    *((file, data) for file in (*EXITS, "saccader") for data in ("", *common.DATA)),
     *(("folder", machine) for machine in ("", "laptop", "gpu")),
     ("photos", ""),
     ("compare", ""),
@@ -106,7 +109,9 @@ def test_docstring_has_commands_that_work(file):
     assert "Data: " in text
 
 
-@pytest.mark.parametrize("file", ["anchornet", "anchornet_2020", *EXITS])
+@pytest.mark.parametrize(
+    "file", ["anchornet", "anchornet_2020", "bagnet", "saccader", *EXITS]
+)
 def test_stages_share_data_splits_and_seed(file):
     """So that one flag gives a pipeline another data set."""
     config = load(file, "").lock()
@@ -158,6 +163,50 @@ def test_networks_with_exits(file):
     assert (optimizer.learning_rate, optimizer.schedule) == (0.1, "step")
     assert optimizer.boundaries == (1 / 3, 2 / 3) and not optimizer.nesterov
     assert load(file, "").stages.network.model == f"{file}_small"
+
+
+def test_hcgnet_restarts_as_its_paper_does():
+    """Periods of 10, 20, 40, 80, 160 and 320 epochs; Stage II is that of the others."""
+    stages = load("anchornet", "imagenet,hcgnet_c").stages
+    stage = stages.full_image
+    found = (stage.epochs, stage.label_smoothing, stage.mixup)
+    assert found == (630, 0.1, 0.4)
+    optimizer = stage.optimizer
+    assert (optimizer.schedule, optimizer.weight_decay) == ("restarts", 4e-5)
+    ends = [round(630 * share, 6) for share in optimizer.boundaries]
+    assert ends == [10, 30, 70, 150, 310]
+    assert (stages.glance.epochs, stages.glance.mixup) == (30, 0)
+
+
+def test_saccader_has_three_phases():
+    """Each starts from the one before and leaves to it what it has learned."""
+    stages = load("saccader", "imagenet").stages
+    assert [
+        (stages[name].objective, stages[name].init_from)
+        for name in ("representation", "location", "joint")
+    ] == [
+        ("saccader_representation", ""),
+        ("saccader_location", "representation/network"),
+        ("saccader_joint", "location/network"),
+    ]
+    model = models.create("saccader_small", 3)
+    images = jax.ShapeDtypeStruct((1, 64, 64, 3), "float32")
+    params = jax.eval_shape(model.init, jax.random.key(0), images)["params"]
+    for name, wanted in [
+        ("representation", {"representation"}),
+        ("location", set(params) - {"representation"}),
+        ("joint", set(params)),
+    ]:
+        pattern = stages[name].optimizer.freeze
+        learn = {part for part in params if not optimizers.frozen(pattern, f"{part}/a")}
+        assert learn == wanted
+
+
+def test_bagnet_chooses_among_patches_of_anchornet():
+    stages = load("bagnet", "imagenet,resnet50").stages
+    assert stages.localizer.model == "bagnet33"
+    assert stages.localizer.epochs == stages.full_image.epochs == 90
+    assert stages.patch.view["size"] == stages.evaluate.method["size"] == 95
 
 
 def test_a_laptop_trains_the_last_blocks():

@@ -15,6 +15,7 @@ from anchornet_jax.methods import registry
 from anchornet_jax.models import Network, gfnet
 from anchornet_jax.runtime import torch_import
 from tests.golden import recipe
+from tests.selection import slow_but
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"
 COUNTS = json.loads((GOLDEN / "peers_counts.json").read_text())
@@ -90,7 +91,9 @@ def published(name):
     return registry.create("gfnet", networks, **method), golden
 
 
-@pytest.mark.parametrize("name", PUBLISHED)
+@pytest.mark.parametrize(
+    "name", slow_but(["gfnet_mobilenetv3_large_100_96"], PUBLISHED)
+)
 def test_every_step_equals_the_published_system(name):
     """Logits to 1e-4 of the largest; corners exactly; costs to the last one."""
     method, golden = published(name)

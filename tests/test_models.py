@@ -12,6 +12,7 @@ from flax import linen as nn
 
 from anchornet_jax import models
 from anchornet_jax.models import layers, mobilenet, multiply_adds, regnet
+from tests.selection import slow_but
 from tests.test_multi_exit_models import PUBLISHED
 
 # Parameters, and multiply-adds at 224 and at 95 pixels, all with 1000 classes. Where no
@@ -80,6 +81,13 @@ NETWORKS = {
 }
 
 
+# One of each family, the smallest.
+FEW = ("anchornet", "anchornet_multiscale_third", "resnet10", "resnet50", "densenet121")
+FEW += ("hcgnet_small", "mobilenet_v3_large", "efficientnet_b0", "efficientnet_lite0")
+FEW += ("regnet_y_400mf", "bagnet33_small", "saccader_small", "msdnet_small")
+FEW += ("ranet_small",)
+
+
 @pytest.fixture(autouse=True, scope="module")
 def no_collection():
     """Tracing makes many small objects; looking for dead ones takes a fifth of it."""
@@ -96,7 +104,7 @@ def test_table_is_complete():
     assert NETWORKS.keys() == models.MODELS.keys()
 
 
-@pytest.mark.parametrize("name", models.MODELS)
+@pytest.mark.parametrize("name", slow_but(FEW, models.MODELS))
 def test_parameters_and_macs(name):
     model = models.create(name, num_classes=1000)
     parameters = set()

@@ -14,12 +14,12 @@ from anchornet_jax import models
 from anchornet_jax.models import msdnet, multiply_adds, ranet
 from anchornet_jax.runtime import torch_import
 from tests.golden import recipe
+from tests.selection import slow_but
 from tests.tiny import drawn
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"
 COUNTS = json.loads((GOLDEN / "peers_counts.json").read_text())
 PUBLISHED = ["msdnet_4_4", "msdnet_7_7", "ranet_32", "ranet_64"]
-SLOW = {name: pytest.mark.slow for name in ("msdnet_7_7", "ranet_64")}
 TINY = {
     "msdnet": msdnet.MSDNet(
         3, base=2, step=1, exits=3, channels=4, growth=4, factors=(1, 2)
@@ -46,9 +46,7 @@ def published(name, model):
     return torch_import.convert(state, template), images, golden[name]
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=SLOW.get(name, ())) for name in PUBLISHED]
-)
+@pytest.mark.parametrize("name", slow_but(["msdnet_4_4"], PUBLISHED))
 def test_every_exit_equals_the_published_network(name):
     """Logits to 1e-4 of the largest; multiply-adds, counted lazily, to the last one.
 

@@ -71,6 +71,7 @@ for directory in directories:
 """
 
 
+@pytest.mark.slow
 def test_killed_equals_uninterrupted(data_dir, tmp_path, tiny):  # noqa: F811
     """SIGKILL to a real process that has saved a state, then the same command again."""
 

@@ -14,6 +14,7 @@ from anchornet_jax.methods import localize
 from anchornet_jax.models.receptive_field import ReceptiveField
 from anchornet_jax.runtime import torch_import
 from tests.golden import recipe
+from tests.selection import slow_but
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"
 # What compiles fast suffices here: programs run but once.
@@ -43,8 +44,8 @@ def close(found, wanted):
     assert np.abs(found - wanted).max() < 1e-4 * np.abs(wanted).max()
 
 
-@pytest.mark.parametrize("size", [95, 224])
-@pytest.mark.parametrize("name", ["hcgnet_b", "hcgnet_c"])
+@pytest.mark.parametrize("size", slow_but([95], [95, 224]))
+@pytest.mark.parametrize("name", slow_but(["hcgnet_b"], ["hcgnet_b", "hcgnet_c"]))
 def test_hcgnet_equals_the_published_network(name, size):
     model = models.create(name, num_classes=1000)
     variables, images, golden = published(name, model, size)
@@ -52,7 +53,7 @@ def test_hcgnet_equals_the_published_network(name, size):
     close(apply(variables, images), golden[f"{name}_{size}"])
 
 
-@pytest.mark.parametrize("q", [9, 17, 33])
+@pytest.mark.parametrize("q", slow_but([33], [9, 17, 33]))
 def test_bagnet_equals_the_published_network(q):
     """Logits, classes, and the class map of each image's class."""
     name = f"bagnet{q}"

@@ -16,10 +16,13 @@ from anchornet_jax.models import layers
 from anchornet_jax.runtime import torch_import
 from tests import torch_writer
 from tests.golden import recipe
+from tests.selection import slow_but
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"
 LOGITS = dict(np.load(GOLDEN / "torchvision_95px.npz"))
 NETWORKS = sorted(LOGITS.keys() - {"seed", "image_seeds"})
+FEW = ("resnet18", "resnext50_32x4d", "densenet121", "mobilenet_v3_large")
+FEW += ("efficientnet_b0", "regnet_y_400mf")  # each family, and each kind of block
 
 
 def make_state(name):
@@ -34,7 +37,7 @@ def make_template(model):
     return jax.eval_shape(model.init, jax.random.key(0), images)
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", slow_but(FEW, NETWORKS))
 def test_logits_equal_torchvision(name):
     model = models.create(name, num_classes=1000)
     variables = torch_import.convert(make_state(name), make_template(model))

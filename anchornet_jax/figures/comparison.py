@@ -4,14 +4,15 @@ page = comparison.write("out", {"AnchorNet": evaluation, "MSDNet": other})
 """
 
 import pathlib
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 
 import matplotlib
 from matplotlib import ticker
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from anchornet_jax.figures import plots, report
+from anchornet_jax.figures import plots, published, report
 from anchornet_jax.inference.results import Evaluation
 from anchornet_jax.runtime import files
 
@@ -26,12 +27,16 @@ LOOKS = (  # of the runs, one after the other; they repeat after the sixth
 FIGURES = {"compare_cost": "cost", "compare_time": "time_ms"}
 
 
-def write(directory, found: Mapping[str, Evaluation]) -> pathlib.Path:
+def write(
+    directory, found: Mapping[str, Evaluation], others: Sequence[str] = ()
+) -> pathlib.Path:
     """Write `compare.html` and its figures, as PNG and SVG.
 
     Args:
       directory: where they go.
       found: evaluations of the same data, by the name that they get.
+      others: data sets, keys of `published.FIGURES`, whose published curves are drawn
+        too; those of the runs' own data always are, with the runs among them.
 
     Returns:
       The path of the page.
@@ -43,6 +48,12 @@ def write(directory, found: Mapping[str, Evaluation]) -> pathlib.Path:
             title = f"Accuracy against {'time' if x == 'time_ms' else 'cost'}"
             parts.append(report.part(directory, name, title, "", [draw(found, x)]))
     (first, *_) = found.values()
+    own = re.split("[/:]", first.data)[0]
+    for data, figures in published.FIGURES.items():
+        if data in (own, *others):
+            for name, (title, curves) in figures.items():
+                drawn = draw(found if data == own else {}, "cost", curves)
+                parts.append(report.part(directory, name, title, "", [drawn]))
     page = report.page(
         f"{len(found)} runs on {first.data}",
         finding(found),
@@ -57,9 +68,16 @@ def write(directory, found: Mapping[str, Evaluation]) -> pathlib.Path:
 
 
 @matplotlib.rc_context(plots.RC)
-def draw(found: Mapping[str, Evaluation], x: str = "cost") -> Figure:
-    """Draw accuracy against a cost, a key of `plots.COSTS`: two lines for each run."""
-    figure = Figure((7.0, 4.4), layout="constrained")
+def draw(
+    found: Mapping[str, Evaluation],
+    x: str = "cost",
+    curves: Sequence[published.Curve] = (),
+) -> Figure:
+    """Draw accuracy against a cost, a key of `plots.COSTS`: two lines for each run.
+
+    Published curves, which have multiply-adds alone, are points beside them.
+    """
+    figure = Figure((8.2, 4.6) if curves else (7.0, 4.4), layout="constrained")
     axes = figure.subplots()
     for number, (name, one) in enumerate(found.items()):
         look = LOOKS[number % len(LOOKS)]
@@ -72,11 +90,12 @@ def draw(found: Mapping[str, Evaluation], x: str = "cost") -> Figure:
             if known:
                 label = f"{name}, {'budgeted' if style == '-' else 'anytime'}"
                 axes.plot(*zip(*known), ms=5, linestyle=style, label=label, **look)
+    plots.overlay(axes, curves)
     axes.set(xlabel=plots.COSTS[x], ylabel="Top-1 accuracy (%)")
     if x == "cost":
         axes.xaxis.set_major_formatter(ticker.EngFormatter(sep="\u2009"))
     axes.set_xlim(left=0)
-    _legend(axes, len(found))
+    _legend(axes, len(found) + len(curves))
     return figure
 
 

@@ -131,7 +131,7 @@ def accuracy_cost(
     for t, point in enumerate(summary.anytime, 1):
         if getattr(point, x) is not None:
             _note(axes, str(t), (getattr(point, x), 100 * point.accuracy), (5, -10))
-    _overlay(axes, published)
+    overlay(axes, published)
     axes.set_xlim(left=0)
     axes.margins(y=0.08)
     if published:
@@ -179,7 +179,7 @@ def _note(axes: Axes, text: str, point, offset, ha="left") -> None:
     )
 
 
-def _overlay(axes: Axes, curves: Sequence[Curve]) -> None:
+def overlay(axes: Axes, curves: Sequence[Curve]) -> None:
     """Draw published points; a system's second curve is hollow, its third half filled."""
     drawn: dict[str, int] = {}
     for curve in curves:

@@ -77,3 +77,16 @@ STATIC = (
         (0.4, 78.57), (0.81, 78.67), (1.63, 80.67), (4.1, 80.85), (4.26, 81.19))),
 )
 # fmt: on
+# What the figures of a paper show: {figure: (title, curves)}, for each data set.
+FIGURES = {
+    "imagenet2012": {
+        "published_budgeted": (
+            "Published on ImageNet: each image stops when the method is sure (2022, Fig. 5)",
+            BUDGETED + STATIC,
+        ),
+        "published_anytime": (
+            "Published on ImageNet: all images leave at the same exit (2022, Fig. 6)",
+            ANYTIME + STATIC,
+        ),
+    },
+}

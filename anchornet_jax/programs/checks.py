@@ -143,6 +143,7 @@ KEYS = {
     "max_pixels": whole(1),
     "pictures": TRUTH,
     "runs": TEXT,
+    "published": TEXT,
     "remeasure": TRUTH,
 }
 

@@ -15,7 +15,7 @@ import numpy as np
 from absl import logging
 
 from anchornet_jax.data import loading
-from anchornet_jax.figures import comparison
+from anchornet_jax.figures import comparison, published
 from anchornet_jax.inference import export, results, stopping, timing
 from anchornet_jax.inference.results import Evaluation
 from anchornet_jax.methods import method as protocol
@@ -34,14 +34,18 @@ def compare(config, directory) -> dict:
       ValueError: for no directory, one that holds no evaluation, evaluations of
         different data, or what cannot be measured, before anything is written.
     """
-    names = map(str.strip, config.runs.split(","))
-    paths = [pathlib.Path(name) for name in names if name]
+    paths = [pathlib.Path(name) for name in _parts(config.runs)]
+    others = _parts(config.published)
     if not paths:
         raise ValueError(
             "`config.runs` is empty; give directories, with commas between"
         )
     found = {name: results.read(path) for name, path in _named(paths).items()}
     _check(found)
+    if unknown := sorted(set(others) - set(published.FIGURES)):
+        raise ValueError(
+            f"`config.published` holds {unknown}; choose from {[*published.FIGURES]}"
+        )
     again = _assembled(config, _named(paths), found) if config.remeasure else None
     directory = workdir.claim(directory, config.to_dict())
     if again:
@@ -49,9 +53,14 @@ def compare(config, directory) -> dict:
     made = {name: one.to_json() for name, one in found.items()}
     if jax.process_index() == 0:
         files.write_json(directory / "compare.json", made)
-        page = comparison.write(directory, found)
+        page = comparison.write(directory, found, others)
         logging.info("wrote %s", page)
     return made
+
+
+def _parts(text: str) -> list[str]:
+    """Split a text with commas between."""
+    return [part for part in map(str.strip, text.split(",")) if part]
 
 
 def _named(paths) -> dict[str, pathlib.Path]:
