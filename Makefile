@@ -5,10 +5,23 @@ RUN = .venv/bin/python
 # The newest Python that is supported; `make newest NEWEST=python3.12` takes another.
 NEWEST ?= python3.13
 
-.PHONY: demo photos test test-all newest lint
+.PHONY: demo compare photos test test-all newest lint
 
 demo: .venv/ready
 	$(RUN) main.py --config=configs/anchornet.py --workdir=runs/demo
+
+# Every method on the demo's data, and networks without exits of three sizes, then all of
+# them on one clock. Killed and started again, it goes on.
+METHODS = anchornet msdnet ranet
+NETWORKS = resnet10_half resnet10_three_quarters resnet10
+
+compare: .venv/ready
+	for method in $(METHODS); do $(RUN) main.py --config=configs/$$method.py \
+		--workdir=runs/compare/$$method || exit; done
+	for network in $(NETWORKS); do $(RUN) main.py --config=configs/static.py:plates,$$network \
+		--workdir=runs/compare/$$network || exit; done
+	$(RUN) main.py --config=configs/compare.py --config.runs='runs/compare/*/' \
+		--config.remeasure --config.published=imagenet2012 --workdir=runs/comparison
 
 # FOD-A in its original layout, or a folder SPLIT/CLASS/*.jpg with boxes.json.
 WHERE = $(if $(wildcard $(FOD)/boxes.json),name=folder:,manual_dir=)$(FOD)

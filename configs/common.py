@@ -113,7 +113,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.pictures = True  # draw one of each image: where it looked, what it said
 
     # A comparison of finished evaluations.
-    config.runs = ""  # their directories, with commas between
+    config.runs = ""  # their directories or patterns as runs/*, with commas between
     config.published = ""  # data whose published curves are drawn too: imagenet2012
     config.remeasure = False  # time all of them again, in turn, on this machine
 

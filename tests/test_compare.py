@@ -178,6 +178,16 @@ def test_refused(runs, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_patterns(runs, tmp_path):
+    """They name what fits them, in order; a directory may be called like one."""
+    made = compare.compare(config(f"{tmp_path}/*"), tmp_path / "out")
+    assert list(made) == ["<i>b", "a"]
+    with pytest.raises(ValueError, match="holds /nowhere/.*, which no directory fits"):
+        compare.compare(config("/nowhere/*"), tmp_path / "other")
+    runs[0].rename(tmp_path / "a[1]")
+    assert list(compare.compare(config(tmp_path / "a[1]"), tmp_path / "o")) == ["a[1]"]
+
+
 def test_spaces_and_commas(runs, tmp_path):
     made = compare.compare(config(f" {runs[0]} ", " ", runs[1], ""), tmp_path / "out")
     assert list(made) == ["a", "<i>b"]

@@ -29,6 +29,8 @@ CONFIGS = [  # (file, argument)
     *((file, data) for file in (*EXITS, "saccader") for data in ("", *common.DATA)),
     *(("folder", machine) for machine in ("", "laptop", "gpu")),
     ("photos", ""),
+    ("static", ""),
+    *(("static", f"{data},resnet18") for data in common.DATA),
     ("compare", ""),
     ("export", ""),
 ]
@@ -110,7 +112,7 @@ def test_docstring_has_commands_that_work(file):
 
 
 @pytest.mark.parametrize(
-    "file", ["anchornet", "anchornet_2020", "bagnet", "saccader", *EXITS]
+    "file", ["anchornet", "anchornet_2020", "bagnet", "saccader", "static", *EXITS]
 )
 def test_stages_share_data_splits_and_seed(file):
     """So that one flag gives a pipeline another data set."""

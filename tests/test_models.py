@@ -29,6 +29,8 @@ NETWORKS = {
     "anchornet_multiscale_third": (325_031, 82_080_464, 8_615_184),
     # No source: it exists only here.
     "resnet10": (1_483_400, 203_769_856, 37_636_096),
+    "resnet10_three_quarters": (883_552, 116_700_672, 21_591_552),
+    "resnet10_half": (436_536, 53_715_968, 9_970_688),
     "resnet18": (11_689_512, 1_814_073_344, 333_615_104),
     "resnet34": (21_797_672, 3_663_761_408, 673_353_728),
     # 2022, Sec. 3.2 has 4,089 M; the authors' code counts 0.752 G at 95 pixels.

@@ -8,6 +8,7 @@ process.
 """
 
 import dataclasses
+import glob
 import pathlib
 
 import jax
@@ -34,12 +35,8 @@ def compare(config, directory) -> dict:
       ValueError: for no directory, one that holds no evaluation, evaluations of
         different data, or what cannot be measured, before anything is written.
     """
-    paths = [pathlib.Path(name) for name in _parts(config.runs)]
+    paths = _paths(config.runs)
     others = _parts(config.published)
-    if not paths:
-        raise ValueError(
-            "`config.runs` is empty; give directories, with commas between"
-        )
     found = {name: results.read(path) for name, path in _named(paths).items()}
     _check(found)
     if unknown := sorted(set(others) - set(published.FIGURES)):
@@ -61,6 +58,26 @@ def compare(config, directory) -> dict:
 def _parts(text: str) -> list[str]:
     """Split a text with commas between."""
     return [part for part in map(str.strip, text.split(",")) if part]
+
+
+def _paths(runs: str) -> list[pathlib.Path]:
+    """Return the directories that `config.runs` names.
+
+    Raises:
+      ValueError: for none, or a pattern that nothing fits.
+    """
+    found = []
+    for part in _parts(runs):
+        pattern = bool(glob.has_magic(part)) and not pathlib.Path(part).exists()
+        fitting = sorted(glob.glob(part)) if pattern else [part]
+        if not fitting:
+            raise ValueError(f"`config.runs` holds {part}, which no directory fits")
+        found += map(pathlib.Path, fitting)
+    if not found:
+        raise ValueError(
+            "`config.runs` is empty; give directories, with commas between"
+        )
+    return found
 
 
 def _named(paths) -> dict[str, pathlib.Path]:
