@@ -248,31 +248,44 @@ def readers(demo):
     return found
 
 
+def files_of(directory, name):
+    """Return the files of what is read as one: of a stage, not what lies below it."""
+    deep = name.endswith(("network", "checkpoints", "export"))
+    found = (directory / name).rglob("*") if deep else (directory / name).iterdir()
+    return sorted(path for path in found if path.is_file())
+
+
 @pytest.mark.slow
 def test_flipped_bits(inputs, tmp_path, tiny):  # noqa: F811
-    """A flipped bit in any file of a run changes nothing that is read, or is noticed."""
-    demo, rng, noticed = inputs[0] / "demo", np.random.default_rng(), 0
-    known = [(name, read, read(demo / name)) for name, read in readers(demo)]
+    """A flipped bit in any file of a run changes nothing that is read, or is noticed.
+
+    What is compared was read from the same place: configs name paths.
+    """
+    demo, copy = inputs[0] / "demo", tmp_path / "copy"
+    rng, noticed = np.random.default_rng(), 0
+
+    def read_copy(name, read, changed=None, data=b""):
+        for path in files_of(demo, name):
+            place = copy / path.relative_to(demo / name)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            place.write_bytes(data if path == changed else path.read_bytes())
+        try:
+            return read(copy)
+        finally:
+            shutil.rmtree(copy)
+
+    known = [(*one, read_copy(*one)) for one in readers(demo)]
     for number in range(FLIPS):
         name, read, wanted = known[number % len(known)]
-        deep = "**/" if name.endswith(("network", "checkpoints", "export")) else ""
-        paths = [p for p in (demo / name).glob(f"{deep}*") if p.is_file()]
+        paths = [path for path in files_of(demo, name) if path.stat().st_size]
         path = paths[rng.integers(len(paths))]
         data = bytearray(path.read_bytes())
-        if not data:
-            continue
         place = int(rng.integers(8 * len(data)))
         data[place // 8] ^= 1 << place % 8
-        copy = tmp_path / f"{number}"
-        entries = [] if deep else (demo / name).iterdir()
-        flat = [one.name for one in entries if one.is_dir()]
-        shutil.copytree(demo / name, copy, ignore=lambda *_, flat=flat: flat)
-        (copy / path.relative_to(demo / name)).write_bytes(data)
         try:
-            found = read(copy)
+            found = read_copy(name, read, path, bytes(data))
         except ValueError:
             noticed += 1
         else:
             assert found == wanted, f"bit {place} of {path}"
-        shutil.rmtree(copy)
     assert noticed > FLIPS // 4
