@@ -7,7 +7,10 @@
 DATA,NETWORK after the colon; the first command is `plates,resnet10`. The stages of
 configs/anchornet.py with the localiser of three branches, and after them `b63`, `b95` and
 `b111`, networks for the patches of one branch each, as large as they are (Sec. 4.1, 4.3),
-`table_3_2020` and `analyses_2020` (Table 4, Figures 3 to 6).
+`table_3_2020` and `analyses_2020` (Table 4, Figures 3 to 6). Both compare the localiser
+with those that have learned nothing, and with others that you have trained on the same
+classes: `--config.stages.table_3_2020.networks.bagnet=runs/bagnet_demo/localizer/network`,
+likewise `saccader`, `anchornet_2022`, and `--config.stages.analyses_2020.networks.bagnet`.
 
 Data: on plates `plates/sizes`, digits that fill plates of 36 to 108 pixels; on ImageNet
 imagenet2012 of TFDS. There a branch finds up to 24, 10 and 8 patches of an image, so a
@@ -33,6 +36,7 @@ PLATES = {  # stage: (batch size, epochs, learning rate)
     "patch": (32, 0.3, 0.05),
 }
 BRANCH = (32, 0.2, 0.05)
+RIVALS = ("anchornet_2022", "bagnet", "saccader")  # other localisers, yours to give
 PRESET = {"plates": "separate", "imagenet": "many"}  # of Table 3, Sec. 4.1
 
 
@@ -66,7 +70,8 @@ def get_config(argument="plates,resnet10"):
         stages["localizer"].optimizer.nesterov = False  # 2020 does not tell of any
     stages |= branches(config, data, network)
     names = ("localizer", "full_image", *(f"b{size}" for size in SIZES))
-    networks = {"networks": {name: common.trained(name) for name in names}}
+    own = {name: common.trained(name) for name in names}
+    networks = {"networks": own | dict.fromkeys(RIVALS, "")}
     return common.pipeline(
         config,
         stages,

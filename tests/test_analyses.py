@@ -10,11 +10,14 @@ from anchornet_jax import models
 from anchornet_jax.data import loading
 from anchornet_jax.figures import figures_2020
 from anchornet_jax.methods import localize, patches, preprocessing
+from anchornet_jax.models import multiply_adds
 from anchornet_jax.programs import analyses_2020, pipeline
 from anchornet_jax.runtime import networks
+from tests import test_saccader
 from tests import tiny as tiny_networks
 from tests.tiny import tiny  # noqa: F401
 
+OWN = analyses_2020.OWN
 SIZES = (12, 20, 28)
 SIDE = 64
 
@@ -77,17 +80,18 @@ def test_program(config, tmp_path):
         chosen = np.asarray(one.branch) == j
         row = summary["table_4"][str(size)]
         assert row["images"] == chosen.sum()
+        assert row["localized"].keys() == set(summary["figure_6"])
         if chosen.any():
             cut = np.asarray(patches.crop(images, one.corners, size))[chosen, 0]
             wanted = (classify(cut) == label[chosen]).mean()
-            assert row["localized"] == pytest.approx(wanted)
+            assert row["localized"][OWN] == pytest.approx(wanted)
     two = localize.localize(*localizer[:2], images, k=2, iou_threshold=0.3)
     mask = np.zeros((len(images), SIDE, SIDE), bool)
     for k in range(2):
         for i, (y, x) in enumerate(np.asarray(two.corners)[:, k]):
             size = SIZES[int(two.branch[i])] * bool(two.valid[i, k])
             mask[i, y : y + size, x : x + size] = True
-        row = summary["figure_6"]["AnchorNet"][k]
+        row = summary["figure_6"][OWN][k]
         assert row["area"] == pytest.approx(mask.mean())
         covered, masked = images * mask[..., None], images * ~mask[..., None]
         assert row["covered"] == pytest.approx((classify(covered) == label).mean())
@@ -103,17 +107,36 @@ def test_program(config, tmp_path):
             ).stat().st_size > 1000
 
 
-def test_the_centre_is_the_centre(config):
-    localizer = networks.load(config.networks.localizer)
-    images = np.zeros((2, 62, 62, 3), np.uint8)  # grids of 13, 11 and 9: odd
-    _, out = localizer.model.apply(localizer.variables, preprocessing.normalise(images))
-    evidence = [maps[..., 0] for maps in out["evidence"]]
-    maps = analyses_2020.heatmaps(localizer.model, evidence, images)
-    assert set(maps) == set(figures_2020.LOCALIZERS)
-    for field, heatmap in zip(localizer.model.fields, maps["centre"]):
+def test_the_centre_is_the_centre():
+    """Of each branch: the others choose among patches of the same sizes."""
+    images = np.zeros((2, 118, 118, 3), np.uint8)  # grids of 15, 9 and 3: odd
+    model = localize.of_sizes(localize.Heuristic("centre"), (6, 54, 102))
+    _, _, maps = localize.look(model, None, images)
+    for field, heatmap in zip(model.fields, maps, strict=True):
         corners, _ = patches.select(heatmap, field, k=1)
-        grid = field.grid(62, 62)[0]
+        grid = field.grid(118, 118)[0]
+        assert heatmap.shape == (2, grid, grid) and grid % 2
         np.testing.assert_array_equal(corners[:, 0], grid // 2 * field.stride)
+
+
+@pytest.mark.slow
+def test_rivals(config, tmp_path, monkeypatch):
+    """A network of one branch stands beside the others, and what it costs is said."""
+    monkeypatch.setitem(models.MODELS, "small", test_saccader.TINY)
+    module, path = models.create("small", 10), tmp_path / "small"
+    description = {"name": "small", "num_classes": 10}
+    networks.save(path, description, tiny_networks.drawn(module, SIDE))
+    config.networks.saccader, config.analysed_images = str(path), 8
+    summary = pipeline.run_stage(config, tmp_path / "run")
+    names = {OWN, "saccader", *localize.HEURISTICS}
+    assert names <= set(figures_2020.LOCALIZERS)
+    assert set(summary["figure_6"]) == set(summary["localizer_macs"]) == names
+    macs = summary["localizer_macs"]
+    assert macs["saccader"] == multiply_adds.model_macs(module, SIDE)
+    assert macs["edges"] == 0 < macs[OWN]
+    config.networks.bagnet = config.networks.localizer
+    with pytest.raises(ValueError, match="`config.networks.bagnet` is .* not localise"):
+        pipeline.run_stage(config, tmp_path / "other")
 
 
 @pytest.mark.parametrize(

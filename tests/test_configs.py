@@ -10,7 +10,7 @@ import pytest
 
 from anchornet_jax import models
 from anchornet_jax.methods import registry, views
-from anchornet_jax.programs import pipeline
+from anchornet_jax.programs import localizers, pipeline
 from anchornet_jax.training import optimizers
 from configs import common
 
@@ -209,6 +209,10 @@ def test_bagnet_chooses_among_patches_of_anchornet():
     assert stages.localizer.model == "bagnet33"
     assert stages.localizer.epochs == stages.full_image.epochs == 90
     assert stages.patch.view["size"] == stages.evaluate.method["size"] == 95
+
+
+def test_rivals_of_2020_are_those_of_its_tables():
+    assert importlib.import_module("configs.anchornet_2020").RIVALS == localizers.RIVALS
 
 
 def test_a_laptop_trains_the_last_blocks():

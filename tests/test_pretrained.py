@@ -82,11 +82,12 @@ def test_given(package, tmp_path):
 
 
 def test_a_pipeline_keeps_the_name(package, tmp_path):
-    """Paths of its stages begin with its directory; this is none."""
+    """Paths of its stages begin with its directory; others are as they were given."""
     config = anchornet.get_config("plates,resnet10").stages.full_image
     config.init_from, config.localizer = START, "localizer/network"
-    resolved = pipeline._resolved(config, tmp_path)
-    assert resolved.init_from == START
+    config.teacher = "mine/network"
+    resolved = pipeline._resolved(config, tmp_path, ("localizer", "full_image"))
+    assert (resolved.init_from, resolved.teacher) == (START, "mine/network")
     assert resolved.localizer == str(tmp_path / "localizer" / "network")
 
 

@@ -146,3 +146,31 @@ def test_bad_config_writes_nothing(config, tmp_path, key, value, message):
     with pytest.raises(ValueError, match=message):
         table_3_2020.table_3_2020(config, tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_others_choose_among_patches_of_the_same_size(config, tmp_path, monkeypatch):
+    """By the same rule, for the same networks; the centre's patch is the centre's."""
+    config.view.k = 1
+    summary = pipeline.run_stage(config, tmp_path / "run")
+    row = summary["overall"]
+    assert set(row["rivals"]) == set(localize.HEURISTICS)
+    centre = row["rivals"]["centre"]
+    assert centre["macs_with_localizer"] == centre["macs"] == row["macs"]
+    localizer, source = (
+        networks.load(config.networks.localizer),
+        loading.prepare(**config.data),
+    )
+    right = 0
+    for batch in loading.evaluation(source, "test", batch_size=8):
+        images = batch["image"].reshape(-1, SIDE, SIDE, 3)
+        chosen = localize.localize(*localizer[:2], images, k=1, iou_threshold=0.5)
+        for image, branch, label in zip(images, chosen.branch, batch["label"].ravel()):
+            size = SIZES[int(branch)]
+            heuristic = localize.of_size(localize.Heuristic("centre"), size)
+            place = localize.localize(heuristic, None, image[None], k=1)
+            ((y, x),) = np.asarray(place.corners[0])
+            own = networks.load(config.networks[f"b{size}"])
+            cut = preprocessing.normalise(image[None, y : y + size, x : x + size])
+            right += int(own.model.apply(own.variables, cut)[0].argmax()) == label
+    assert centre["accuracy"] == pytest.approx(right / 32)

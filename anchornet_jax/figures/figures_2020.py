@@ -17,12 +17,22 @@ from matplotlib.patches import Rectangle
 from anchornet_jax.figures import plots
 
 LOCALIZERS = {  # name: look in Figure 6
-    "AnchorNet": plots.STYLES["budgeted"],
+    "anchornet_2020": plots.STYLES["budgeted"],
+    "anchornet_2022": plots.STYLES["anytime"],
+    "bagnet": {"color": plots.PALETTE["purple"], "marker": "X", "linestyle": "-."},
+    "saccader": {"color": plots.PALETTE["black"], "marker": "P", "linestyle": "--"},
     "random": plots.STYLES["reference"],
     "centre": {"color": plots.PALETTE["green"], "marker": "s", "linestyle": "--"},
     "edges": {"color": plots.PALETTE["vermilion"], "marker": "v", "linestyle": "-."},
 }
-LABELS = {"edges": "edge energy (Sobel)", "centre": "centre patch"}
+LABELS = {
+    "anchornet_2020": "AnchorNet, 2020",
+    "anchornet_2022": "AnchorNet, 2022",
+    "bagnet": "BagNet",
+    "saccader": "Saccader",
+    "edges": "edge energy (Sobel)",
+    "centre": "centre patch",
+}
 COLUMNS = 6  # images of a row
 SIDE = 1.35  # inches, of a picture
 
@@ -59,7 +69,9 @@ def area(rows: Mapping[str, Sequence[Mapping]]) -> Figure:
     }
     for axis, (key, title) in zip(axes, titles.items()):
         for name, look in LOCALIZERS.items():
-            points = [(100 * row["area"], 100 * row[key]) for row in rows[name]]
+            points = [(100 * r["area"], 100 * r[key]) for r in rows.get(name, ())]
+            if not points:
+                continue  # was not compared
             axis.plot(*zip(*points), label=LABELS.get(name, name), ms=5, **look)
         axis.set(title=title, xlabel=f"Area {key} (%)", ylabel="Top-1 accuracy (%)")
         axis.set_xlim(left=0)

@@ -17,6 +17,7 @@ regard to classes: its heatmap is the evidence for any of them (`HEATMAPS`).
 """
 
 import dataclasses
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import jax
@@ -180,10 +181,10 @@ def _window_weights(field, side: int, cells: int) -> np.ndarray:
 
 @dataclasses.dataclass(frozen=True)
 class Regridded:
-    """A network that localises patches of other sizes than its locations see.
+    """A localiser of patches of other sizes than its locations see.
 
     Attributes:
-      network: of one branch.
+      network: of one branch, or a `Heuristic`.
       fields: size and stride of the patches, of each branch; the strides are its own.
     """
 
@@ -217,6 +218,20 @@ def of_size(model, size: int):
     if isinstance(model, Heuristic):
         return dataclasses.replace(model, field=field)
     return Regridded(model, (field,))
+
+
+def of_sizes(model, sizes: Iterable[int]) -> Regridded:
+    """Return a localiser of one branch for patches of several sizes, a branch for each.
+
+    Raises:
+      ValueError: if it has several sizes of its own.
+    """
+    if len(model.fields) > 1:
+        raise ValueError(
+            f"the localizer has branches of {[f.size for f in model.fields]} pixels; only "
+            "one that has a single branch can take the sizes of another"
+        )
+    return Regridded(model, tuple(model.field._replace(size=size) for size in sizes))
 
 
 def regrid(
@@ -265,10 +280,10 @@ def look(model, variables, images: jax.Array, heatmap: str = "predicted"):
       images: uint8 [B, H, W, 3].
       heatmap: of a network, a key of `HEATMAPS`.
     """
-    if isinstance(model, Heuristic):
-        maps = [HEURISTICS[model.name](images, field) for field in model.fields]
-        return None, jnp.zeros(images.shape[:1], jnp.int32), maps
     network = model.network if isinstance(model, Regridded) else model
+    if isinstance(network, Heuristic):
+        maps = [HEURISTICS[network.name](images, field) for field in model.fields]
+        return None, jnp.zeros(images.shape[:1], jnp.int32), maps
     _, out = network.apply(variables, preprocessing.normalise(images, network))
     logits, branch = network.classify(variables, out)
     maps = HEATMAPS[heatmap](network, variables, out, logits)
@@ -293,6 +308,7 @@ def localize(
     iou_threshold: float = 0.3,
     preset: str = "",
     branch: int = 0,
+    branches: jax.Array | None = None,
     heatmap: str = "predicted",
 ) -> Localization:
     """Find the patches that a localiser chooses (2022, Sec. 3.3; 2020, Algorithm 1).
@@ -307,6 +323,7 @@ def localize(
         the largest.
       branch: size in pixels of the branch that localises all images; 0 for the one that
         the network chooses for each.
+      branches: [B] int32, the branch of each image by its index, in place of both.
       heatmap: of a network, a key of `HEATMAPS`.
 
     Raises:
@@ -321,6 +338,8 @@ def localize(
     logits, chosen, maps = look(model, variables, images, heatmap)
     if branch:
         chosen = jnp.full_like(chosen, branch_index(model, branch))
+    if branches is not None:
+        chosen = branches
     found = [
         (heatmap, *patches.select(heatmap, field, **selection._asdict()))
         for heatmap, field, selection in zip(maps, model.fields, selections)

@@ -5,9 +5,8 @@ patch against the whole image resized to the same size, by a network that saw ne
 training; Figure 6, accuracy against the area that patches cover, and where these patches
 are masked; Figures 3, 4 and 5, pictures.
 
-Patches are selected alike on the heatmap of each localiser: AnchorNet's evidence and
-`localize.HEURISTICS`. All use the
-branch, so the patch size, that AnchorNet chose for the image.
+Patches are selected alike on the heatmap of each localiser: that of 2020, and those of
+`localizers`. All use the branch, so the patch size, that the first chose for the image.
 """
 
 import functools
@@ -20,9 +19,11 @@ from jax import lax
 from anchornet_jax.data import collect, loading
 from anchornet_jax.figures import figures_2020, plots
 from anchornet_jax.methods import localize, patches, preprocessing
+from anchornet_jax.models import multiply_adds
+from anchornet_jax.programs import localizers
 from anchornet_jax.runtime import files, networks, parallel, workdir
 
-LOCALIZERS = ("AnchorNet", *localize.HEURISTICS)
+OWN = "anchornet_2020"  # the name of the localiser that is analysed
 SEPARATE = "separate"  # the preset for looking at patches, Sec. 4.1
 
 
@@ -32,10 +33,11 @@ def analyses_2020(config, directory) -> dict:
     Writes `summary.json`, `analyses.npz` and the figures, as PNG and SVG.
 
     Returns:
-      What `summary.json` holds: `table_4`, per size `images`, `rescaled` and `localized`
-      accuracy, None where no image has the branch, and `figure_6`, per localiser a row
-      for each number of `patches` with the mean `area` they cover, the accuracy on what
-      is `covered` and on what is left where they are `masked`.
+      What `summary.json` holds: `table_4`, per size `images`, `rescaled` accuracy and
+      {localiser: accuracy} `localized`, None where no image has the branch; `figure_6`,
+      per localiser a row for each number of `patches` with the mean `area` they cover,
+      the accuracy on what is `covered` and on what is left where they are `masked`;
+      `localizer_macs`, per localiser the multiply-adds that it takes for an image.
 
     Raises:
       ValueError: for a config that cannot run, before anything is compiled or written.
@@ -54,22 +56,34 @@ def analyses_2020(config, directory) -> dict:
             "one branch; the analyses are of the localiser of 2020"
         )
     k, threshold = config.view.k, config.view.iou_threshold
-    step = make_step(localizer.model, full.model, k, threshold)
+    sizes = [field.size for field in localizer.model.fields]
+    rivals = localizers.load(config.networks, sizes, source.image_size)
+    models = {name: rival.model for name, rival in rivals.items()}
+    step = make_step(localizer.model, full.model, models, k, threshold)
     directory = workdir.claim(directory, config.to_dict())
     found = collect.collect(
         parallel.predict_step(step),
-        parallel.replicate((localizer.variables, full.variables)),
+        parallel.replicate(
+            (
+                localizer.variables,
+                full.variables,
+                {name: rival.variables for name, rival in rivals.items()},
+            )
+        ),
         source,
         config.test_split,
         batch_size=config.batch_size,
         limit=config.analysed_images,
         images=source.examples(config.test_split),
     )
-    sizes = [field.size for field in localizer.model.fields]
+    names = (OWN, *rivals)
+    own_macs = multiply_adds.model_macs(localizer.model, source.image_size)
     summary = {
         "data": config.data.name,
-        "table_4": _table_4(found, sizes),
-        "figure_6": _figure_6(found),
+        "table_4": _table_4(found, sizes, names),
+        "figure_6": _figure_6(found, names),
+        "localizer_macs": {OWN: own_macs}
+        | {name: rival.macs for name, rival in rivals.items()},
     }
     if jax.process_index() == 0:
         files.write_json(directory / "summary.json", summary)
@@ -83,27 +97,29 @@ def analyses_2020(config, directory) -> dict:
     return summary
 
 
-def make_step(localizer, full, k: int, iou_threshold: float):
+def make_step(localizer, full, rivals, k: int, iou_threshold: float):
     """Return the step that runs all analyses on a batch, to be mapped.
 
     Args:
       localizer: of 2020.
       full: the network for whole images; takes any size.
+      rivals: {name: model} of other localisers, with a branch for each of its sizes.
       k: patches per image in Figure 6.
       iou_threshold: of their selection.
 
     Returns:
-      `step((variables, variables), batch)` for uint8 images [b, H, W, 3]; a dict of
+      `step((localizer's, full's, {rival: its} variables), batch)` for uint8 images [b, H, W, 3]; a dict of
       arrays [b, ...]: `branch`, `predicted` and `confidence` [b, 3] of each branch,
       `best` [b, 3, 2], the corner of the strongest patch for what that branch predicts,
       `corners` [b, 5, 2] and `valid` of the chosen branch by the preset `separate`,
-      `attention` [b, 3, G, G], NaN beyond a smaller grid, `rescaled` and `localized`
-      [b, 3] classes, and of each localiser its `area`, `covered` and `masked` [b, K].
+      `attention` [b, 3, G, G], NaN beyond a smaller grid, `rescaled` [b, 3] classes, and
+      of each localiser its `localized` [b, 3] classes, its `area` and its `covered` and
+      `masked` classes [b, K].
     """
     sizes = [field.size for field in localizer.fields]
 
     def step(variables, batch):
-        own, whole = variables
+        own, whole, others = variables
         images = batch["image"]
         classify = lambda pixels: full.apply(whole, pixels)[0].argmax(-1)
         normalise = functools.partial(preprocessing.normalise, model=full)
@@ -111,16 +127,22 @@ def make_step(localizer, full, k: int, iou_threshold: float):
         result = _of_branches(localizer, own, out)
         found = localize.localize(localizer, own, images, preset=SEPARATE)
         result |= {"corners": found.corners, "valid": found.valid}
+        pixels = normalise(images)
+        result["rescaled"] = _rescaled(localizer, classify, pixels)
         evidence = localizer.contributions(own, out, logits.argmax(-1))
-        result |= _against_rescaling(localizer, evidence, classify, normalise(images))
+        looks = {OWN: (localizer.fields, evidence)}
+        for name, model in rivals.items():
+            maps = localize.look(model, others[name], images)[2]
+            looks[name] = model.fields, maps
         size = jnp.array(sizes)[out["branch"]]
-        for name, maps in heatmaps(localizer, evidence, images).items():
+        for name, (fields, maps) in looks.items():
+            result[f"{name}/localized"] = _one_patch(fields, maps, classify, pixels)
             selected = [
                 (
                     heatmap,
                     *patches.select(heatmap, field, k=k, iou_threshold=iou_threshold),
                 )
-                for heatmap, field in zip(maps, localizer.fields)
+                for heatmap, field in zip(maps, fields)
             ]
             _, corners, valid = localize.choose(selected, out["branch"])
             mask = cover(corners, valid, size, *images.shape[1:3])
@@ -160,23 +182,19 @@ def _of_branches(localizer, variables, out) -> dict:
     }
 
 
-def _against_rescaling(localizer, evidence, classify, pixels) -> dict:
-    """Classify one patch, and the whole image at its size, for each branch (Table 4)."""
-    rescaled, localized = [], []
-    for heatmap, field in zip(evidence, localizer.fields):
+def _rescaled(localizer, classify, pixels) -> jax.Array:
+    """Classify the whole image at the patch size of each branch: [b, 3] (Table 4)."""
+    said = [classify(patches.resize(pixels, field.size)) for field in localizer.fields]
+    return jnp.stack(said, 1)
+
+
+def _one_patch(fields, maps, classify, pixels) -> jax.Array:
+    """Classify the strongest patch of each branch: [b, 3] (Table 4)."""
+    said = []
+    for heatmap, field in zip(maps, fields):
         corners, _ = patches.select(heatmap, field, k=1)
-        localized.append(classify(patches.crop(pixels, corners, field.size)[:, 0]))
-        rescaled.append(classify(patches.resize(pixels, field.size)))
-    return {"rescaled": jnp.stack(rescaled, 1), "localized": jnp.stack(localized, 1)}
-
-
-def heatmaps(localizer, evidence, images) -> dict:
-    """Return {localiser: heatmap [b, G, G] of each branch}."""
-    others = {
-        name: [draw(images, field) for field in localizer.fields]
-        for name, draw in localize.HEURISTICS.items()
-    }
-    return {"AnchorNet": list(evidence), **others}
+        said.append(classify(patches.crop(pixels, corners, field.size)[:, 0]))
+    return jnp.stack(said, 1)
 
 
 def cover(corners, valid, size, height: int, width: int) -> jax.Array:
@@ -216,20 +234,24 @@ def _with_and_without(mask, images, classify) -> dict:
     }
 
 
-def _table_4(found, sizes) -> dict:
+def _table_4(found, sizes, names) -> dict:
     table = {}
     for j, size in enumerate(sizes):
         chosen = found["branch"] == j
-        table[str(size)] = {"images": int(chosen.sum())} | {
-            name: float((found[name][chosen, j] == found["label"][chosen]).mean())
-            if chosen.any()
-            else None
-            for name in ("rescaled", "localized")
+
+        def right(said, j=j, chosen=chosen):
+            same = found[said][chosen, j] == found["label"][chosen]
+            return float(same.mean()) if chosen.any() else None
+
+        table[str(size)] = {
+            "images": int(chosen.sum()),
+            "rescaled": right("rescaled"),
+            "localized": {name: right(f"{name}/localized") for name in names},
         }
     return table
 
 
-def _figure_6(found) -> dict:
+def _figure_6(found, names) -> dict:
     right = lambda said: (said == found["label"][:, None]).mean(0).tolist()
     return {
         name: [
@@ -242,5 +264,5 @@ def _figure_6(found) -> dict:
                 )
             )
         ]
-        for name in LOCALIZERS
+        for name in names
     }

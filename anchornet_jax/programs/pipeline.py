@@ -8,6 +8,7 @@ stage's config are relative to the pipeline's directory.
 import pathlib
 import shutil
 import time
+from collections.abc import Sequence
 
 import jax
 from absl import logging
@@ -241,7 +242,9 @@ def stage(config, name: str, directory) -> dict:
     """
     config = _with_splits(config)
     directory = workdir.claim(directory, config.to_dict())
-    return run_stage(_resolved(config.stages[name], directory), directory / name)
+    return run_stage(
+        _resolved(config.stages[name], directory, config.order), directory / name
+    )
 
 
 @workdir.released()
@@ -267,8 +270,14 @@ def run_stage(config, directory) -> dict:
     return result
 
 
-def _resolved(config, directory: pathlib.Path):
-    """Return a copy whose paths are inside the pipeline's directory."""
+def _resolved(config, directory: pathlib.Path, stages: Sequence[str]):
+    """Return a copy in which what a stage makes is inside the pipeline's directory.
+
+    Args:
+      config: of one stage.
+      directory: of the pipeline.
+      stages: names of all; a path that begins with none of them stays as it was given.
+    """
     config = config.copy_and_resolve_references()
     methods = [config.method, *config.references.values()]
     for part, keys in (
@@ -277,7 +286,7 @@ def _resolved(config, directory: pathlib.Path):
         *((method.networks, None) for method in methods),
     ):
         for key in keys or part.keys():
-            if part[key] and not pretrained.named(part[key]):
+            if part[key].split("/")[0] in stages:
                 part[key] = str(directory / part[key])
     return config
 

@@ -5,6 +5,10 @@ branch, and a network fine-tuned on that branch's patches adds up the softmax ou
 its patches. Patches wait in a group for their size until they fill a batch: shapes are
 static, and none of a batch is wasted on images that have fewer patches.
 
+Beside the localiser of 2020 stand those of `localizers`: each chooses by the same rule
+among patches of the size that the first chose for the image, and the same networks
+classify them. What a localiser costs is counted, which the paper leaves out.
+
 The paper's mean numbers of patches, 5.6, 2.9 and 2.1, follow from neither of its two
 settings: the first allows 5, 3 and 2, the second finds 24, 10 and 8 on 224 pixels.
 """
@@ -13,26 +17,27 @@ import collections
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from clu import periodic_actions
 
 from anchornet_jax.data import loading
 from anchornet_jax.methods import localize, preprocessing
 from anchornet_jax.models import multiply_adds
+from anchornet_jax.programs import localizers
 from anchornet_jax.runtime import files, networks, parallel, workdir
 
 
-class Row(NamedTuple):
-    """One image: what became of it."""
+class Columns(NamedTuple):
+    """What became of n images; of L localisers that of 2020 is the first."""
 
-    branch: int
-    patches: int
-    right: bool
-    top5: bool
-    random_right: bool
-    whole_right: bool
-    localizer_right: bool
-    object_side: float  # px, root of the box's area; NaN without a box
+    branch: np.ndarray  # [n]
+    whole_right: np.ndarray  # [n]
+    localizer_right: np.ndarray  # [n]
+    object_side: np.ndarray  # [n], px, root of the box's area; NaN without a box
+    patches: np.ndarray  # [n, L]
+    right: np.ndarray  # [n, L]
+    top5: np.ndarray  # [n, L]
 
 
 class Group:
@@ -84,9 +89,9 @@ def table_3_2020(config, directory) -> dict:
     Returns:
       What it holds: `branches`, a row per size, and `overall`. A row has the number and
       share of `images`, `accuracy` and `top5` by patches, mean `patches` and `macs` of
-      an image, `macs_with_localizer`, `random_patches_accuracy` by as many random patches
-      of the same size, `full_image_accuracy` of the same images and, where the data has
-      boxes, the mean `object_side` in pixels. `localizer` and `full_image` have
+      an image, `macs_with_localizer`, `full_image_accuracy` of the same images, where the
+      data has boxes the mean `object_side` in pixels, and `rivals`: {localiser:
+      `accuracy`, `top5`, `patches`, `macs` and `macs_with_localizer`}. `localizer` and `full_image` have
       `accuracy` and `macs`.
 
     Raises:
@@ -101,14 +106,14 @@ def table_3_2020(config, directory) -> dict:
         for key, value in config.view.items()
         if key not in ("name", "branch", "size")
     }
+    rivals = localizers.load(config.networks, tuple(own), source.image_size)
     images = jax.ShapeDtypeStruct((1, *2 * [source.image_size], 3), "uint8")
-    localised = lambda variables, images: localize.localize(
-        localizer.model, variables, images, **selection
-    )
-    jax.eval_shape(localised, localizer.variables, images)
+    localised = _localised(localizer, rivals, selection)
+    variables = localizer.variables, {n: one.variables for n, one in rivals.items()}
+    jax.eval_shape(localised, variables, images)
     directory = workdir.claim(directory, config.to_dict())
-    rows = _run(config, source, localised, localizer, full, own)
-    summary = _summary(rows, localizer, full, own, source.image_size)
+    columns = _run(config, source, localised, variables, full, own)
+    summary = _summary(columns, localizer, rivals, full, own, source.image_size)
     summary |= {"data": config.data.name, "preset": config.view.preset}
     if jax.process_index() == 0:
         files.write_json(directory / "summary.json", summary)
@@ -137,22 +142,40 @@ def _load(config):
     return localizer, full, own
 
 
-def _run(config, source, localised, localizer, full, own) -> list[Row]:
-    """Run the split; return a row for each image that could be decoded."""
+def _localised(localizer, rivals, selection):
+    """Return the function that finds the patches of every localiser.
 
-    def step(variables, batch):
-        found = localised(variables, batch["image"])
-        return found._asdict()
+    `localised((variables, {rival: variables}), images)` returns what the localiser says,
+    as a dict, with `corners` [B, L, K, 2] and `valid` [B, L, K] of all L localisers.
+    """
 
-    localize_step = parallel.predict_step(step)
+    def localised(variables, images):
+        own, others = variables
+        found = localize.localize(localizer.model, own, images, **selection)
+        places = [(found.corners, found.valid)]
+        for name, rival in rivals.items():
+            one = localize.localize(
+                rival.model, others[name], images, branches=found.branch, **selection
+            )
+            places.append((one.corners, one.valid))
+        corners, valid = (jnp.stack(parts, 1) for parts in zip(*places))
+        return found._asdict() | {"corners": corners, "valid": valid}
+
+    return localised
+
+
+def _run(config, source, localised, variables, full, own) -> Columns:
+    """Run the split; return what became of each image that could be decoded."""
+    localize_step = parallel.predict_step(
+        lambda variables, batch: localised(variables, batch["image"])
+    )
     whole_step = _classifier(full.model)
-    variables = parallel.replicate(localizer.variables)
+    variables = parallel.replicate(variables)
     whole_variables = parallel.replicate(full.variables)
     groups = [Group(network, size, config.batch_size) for size, network in own.items()]
     about = []
     total = source.examples(config.test_split)
     report = periodic_actions.ReportProgress(num_train_steps=total, every_secs=10)
-    rng = np.random.default_rng((config.seed, jax.process_index()))
     for batch in loading.evaluation(
         source, config.test_split, batch_size=config.batch_size
     ):
@@ -161,7 +184,7 @@ def _run(config, source, localised, localizer, full, own) -> list[Row]:
         batch = parallel.gather(batch)
         for i in np.flatnonzero(batch["mask"]):
             row = {key: value[i] for key, value in found.items()}
-            _give(groups, len(about), batch["image"][i], row, tuple(own), rng)
+            _give(groups, len(about), batch["image"][i], row, tuple(own))
             said = {
                 "whole": whole["probabilities"][i].argmax(),
                 "localizer": row["logits"].argmax(),
@@ -172,48 +195,50 @@ def _run(config, source, localised, localizer, full, own) -> list[Row]:
     for group in groups:
         group.flush()
     rows = [_row(number, groups, *parts) for number, parts in enumerate(about)]
-    hosts = parallel.exchange(np.array(rows, np.float64).reshape(len(rows), -1))
-    return [Row(*row) for row in np.concatenate(hosts)]
+    return _columns(np.concatenate(parallel.exchange(np.array(rows, np.float64))))
 
 
-def _give(groups, number, image, found, sizes, rng) -> None:
-    """Hand an image's patches, and as many random ones, to the group of their size."""
+def _give(groups, number, image, found, sizes) -> None:
+    """Hand the patches that each localiser found to the group of their size."""
     size, group = sizes[found["branch"]], groups[found["branch"]]
-    corners = found["corners"][found["valid"]]
-    random = rng.integers(0, np.array(image.shape[:2]) - size + 1, corners.shape)
-    for kind, places in (("localized", corners), ("random", random)):
-        for y, x in places:
-            group.add((number, kind), image[y : y + size, x : x + size])
+    for who, (corners, valid) in enumerate(zip(found["corners"], found["valid"])):
+        for y, x in corners[valid]:
+            group.add((number, who), image[y : y + size, x : x + size])
 
 
-def _row(number, groups, found, said, label, box) -> Row:
-    branch = int(found["branch"])
-    localized, random = (
-        groups[branch].sums[number, kind] for kind in ("localized", "random")
-    )
-    return Row(
-        branch=branch,
-        patches=int(found["valid"].sum()),
-        right=localized.argmax() == label,
-        top5=label in np.argsort(-localized, kind="stable")[:5],
-        random_right=random.argmax() == label,
-        whole_right=said["whole"] == label,
-        localizer_right=said["localizer"] == label,
-        object_side=float(np.sqrt((box[2:] - box[:2]).prod())),
-    )
+def _row(number, groups, found, said, label, box) -> list[float]:
+    """Return what became of an image, in the order of `Columns`."""
+    sums = groups[int(found["branch"])].sums
+    by = [sums[number, who] for who in range(len(found["valid"]))]
+    return [
+        found["branch"],
+        said["whole"] == label,
+        said["localizer"] == label,
+        np.sqrt((box[2:] - box[:2]).prod()),
+        *found["valid"].sum(1),
+        *(scores.argmax() == label for scores in by),
+        *(label in np.argsort(-scores, kind="stable")[:5] for scores in by),
+    ]
 
 
-def _summary(rows, localizer, full, own, image_size) -> dict:
-    columns = Row(*np.array(rows, np.float64).T)
-    localizer_macs = multiply_adds.model_macs(localizer.model, image_size)
+def _columns(rows: np.ndarray) -> Columns:
+    """Take rows of `_row` [n, 4 + 3 L] apart."""
+    return Columns(*rows[:, :4].T, *np.split(rows[:, 4:], 3, axis=1))
+
+
+def _summary(columns, localizer, rivals, full, own, image_size) -> dict:
+    macs = {
+        "anchornet_2020": multiply_adds.model_macs(localizer.model, image_size),
+        **{name: rival.macs for name, rival in rivals.items()},
+    }
     per_patch = np.array(
         [multiply_adds.model_macs(n.model, size) for size, n in own.items()]
     )
-    macs = per_patch[columns.branch.astype(int)] * columns.patches  # of each image
-    everyone = np.ones(len(rows), bool)
+    spent = per_patch[columns.branch.astype(int)][:, None] * columns.patches
+    everyone = np.ones(len(spent), bool)
     groups = {str(size): columns.branch == j for j, size in enumerate(own)}
     table = {
-        name: _table_row(columns, macs, localizer_macs, chosen)
+        name: _table_row(columns, spent, macs, chosen)
         for name, chosen in {**groups, "overall": everyone}.items()
     }
     return {
@@ -221,7 +246,7 @@ def _summary(rows, localizer, full, own, image_size) -> dict:
         "branches": table,
         "localizer": {
             "accuracy": float(columns.localizer_right.mean()),
-            "macs": localizer_macs,
+            "macs": macs["anchornet_2020"],
         },
         "full_image": {
             "accuracy": float(columns.whole_right.mean()),
@@ -230,7 +255,7 @@ def _summary(rows, localizer, full, own, image_size) -> dict:
     }
 
 
-def _table_row(columns, macs, localizer_macs, chosen) -> dict:
+def _table_row(columns, spent, localizer_macs, chosen) -> dict:
     """Return one row of Table 3; means are None where no image has the branch."""
     count = int(chosen.sum())
 
@@ -238,16 +263,22 @@ def _table_row(columns, macs, localizer_macs, chosen) -> dict:
         value = float(values[chosen].mean()) if count else np.nan
         return value if np.isfinite(value) else None
 
-    spent = mean(macs)
+    def by(who, macs):
+        own = mean(spent[:, who])
+        return {
+            "accuracy": mean(columns.right[:, who]),
+            "top5": mean(columns.top5[:, who]),
+            "patches": mean(columns.patches[:, who]),
+            "macs": own,
+            "macs_with_localizer": None if own is None else own + macs,
+        }
+
+    first, *others = (by(who, macs) for who, macs in enumerate(localizer_macs.values()))
     return {
         "images": count,
         "share": count / len(chosen),
-        "accuracy": mean(columns.right),
-        "top5": mean(columns.top5),
-        "patches": mean(columns.patches),
-        "macs": spent,
-        "macs_with_localizer": spent and spent + localizer_macs,
-        "random_patches_accuracy": mean(columns.random_right),
+        **first,
+        "rivals": dict(zip([*localizer_macs][1:], others)),
         "full_image_accuracy": mean(columns.whole_right),
         "object_side": mean(columns.object_side),
     }
