@@ -12,7 +12,7 @@ from anchornet_jax import models
 from anchornet_jax.methods import registry, views
 from anchornet_jax.programs import pipeline
 from anchornet_jax.training import optimizers
-from configs import common
+from configs import common, large
 
 ROOT = pathlib.Path(__file__).parent.parent
 NETWORKS = ("resnet50", "densenet201")
@@ -25,6 +25,7 @@ CONFIGS = [  # (file, argument)
     *(("anchornet_2020", f"imagenet,{network}") for network in NETWORKS),
     *((file, data) for file in EXITS for data in ("", *common.DATA)),
     *(("folder", machine) for machine in ("", "laptop", "gpu")),
+    *(("large", data) for data in ("", *large.DATA)),
     ("photos", ""),
     ("compare", ""),
     ("export", ""),
@@ -87,7 +88,8 @@ def test_methods_of_a_config(file, argument):
         assert set(method) - OWN <= arguments
         for path in method.networks.values():
             stage, name = path.split("/")
-            assert name == "network" and config.stages[stage].program == "train"
+            assert name == "network"
+            assert config.stages[stage].program in ("train", "given")
             used = config.order.index("evaluate")
             assert config.order.index(stage) < used
 

@@ -260,6 +260,14 @@ class Plates(tfds.core.GeneratorBasedBuilder):
             test=500,
             sides=(512, 4096),
         ),
+        PlatesConfig(
+            name="large_1024",
+            description="The same with sides of 1024 px, for networks that need one size.",
+            train=2000,
+            calibration=500,
+            test=500,
+            sides=(1024, 1024),
+        ),
     )
 
     def _info(self) -> tfds.core.DatasetInfo:
