@@ -13,6 +13,7 @@ The 28 x 28 digits are those of TFDS's `mnist` where it has been prepared in the
 `data_dir`; elsewhere they are drawn with matplotlib's fonts, and results are not those of
 MNIST. `builder.info.metadata["digits"]` says which, and so does the log.
 
+    tfds.builder("mnist", data_dir=directory).download_and_prepare()  # if wanted, first
     builder = tfds.builder("megapixel_mnist/ips", data_dir=directory)
     builder.download_and_prepare()  # "megapixel_mnist/small" for tests
 

@@ -107,7 +107,7 @@ RESULTS = {
             "Katharopoulos and Fleuret, 2019, figure of the test error, digitised",
             80.0),
         Result("iterative patch selection",
-            "100 of 900 patches of 50 px, curved noise, a GPU that is not named",
+            "100 of 900 patches of 50 px, curved noise; batch of 16, GPU not named",
             "Bergner et al., 2023, on the variant of arXiv 2412.11237, digits of 28 px",
             # 371 to 380 ms and 1,880 MiB for a batch of 16
             99.1, time_ms=375.5 / 16, peak_bytes=1880 * 2**20),

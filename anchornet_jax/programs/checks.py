@@ -213,12 +213,14 @@ def _check_size(config: dict, prefix: str) -> None:
     """Refuse images as they are where they must be squares, before hours of training."""
     if config.get("data", {}).get("image_size", 1):
         return
-    methods = [config["method"], *config["references"].values()]
-    names = [method["name"] for method in methods if method["name"] in registry.METHODS]
-    program = config.get("program")
-    who = ["training"] if program == "train" else []
+    program, who = config.get("program"), []
+    if program == "train":
+        who = ["training"]
     if program in ("evaluate", "export"):
-        who = [name for name in names if not registry.any_size(name)]
+        methods = [config.get("method", {}), *config.get("references", {}).values()]
+        names = [method.get("name") for method in methods]
+        known = [name for name in names if name in registry.METHODS]
+        who = [name for name in known if not registry.any_size(name)]
     if who:
         raise ValueError(
             f"`{prefix}.data.image_size` is 0, images as they are; for {who[0]} allowed "
