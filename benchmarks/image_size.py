@@ -219,8 +219,14 @@ def main() -> None:
             f"{found['macs'] / 1e9:10.2f}{found['peak_bytes'] / 1e9:8.2f}",
             flush=True,
         )
+        write(options, rows)  # what is measured stays if the next row fails
     for size, ratio in speedups(rows).items():
         print(f"{size} pixels: {ratio:.1f} times as fast as the whole image")
+    print(f"wrote {options.output}")
+
+
+def write(options, rows: list[dict]) -> None:
+    """Write the results, and the figure where there is matplotlib."""
     about = {
         "device": jax.local_devices()[0].device_kind,
         "processor": platform.processor() or platform.machine(),
@@ -234,7 +240,6 @@ def main() -> None:
     }
     options.output.parent.mkdir(parents=True, exist_ok=True)
     files.write_json(options.output, about)
-    print(f"wrote {options.output}")
     with contextlib.suppress(ImportError):  # matplotlib
         figure = draw(about)
         from anchornet_jax.figures import plots

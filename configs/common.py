@@ -22,7 +22,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.data.name = "imagenet2012"  # any TFDS name, or folder:DIRECTORY
     config.data.data_dir = ""  # of TFDS; its default where empty
     config.data.manual_dir = ""  # archives to make it from, once; see loading.prepare
-    config.data.image_size = 224  # px
+    config.data.image_size = 224  # px; 0: as they are, for evaluation on large images
     config.data.augment = "random_resized_crop"  # | none
     # What else training images meet; for few images, and for objects that are small.
     config.data.smallest_area = 0.08  # share of the image, of random_resized_crop
@@ -31,6 +31,9 @@ def get_config() -> ml_collections.ConfigDict:
     config.data.colour = 0.0  # change brightness, contrast, saturation by this share
     config.data.noise = 0.0  # the most; deviation of a pixel, of 255
     config.data.resize = 256  # px, short side before the centre crop; 0: crop only
+    config.data.whole = (
+        False  # squeeze the whole image into the square, cut nothing off
+    )
     config.data.bad_images = "error"  # | skip, what cannot be decoded
     # Empty splits are found in a folder, see folders.find_splits.
     config.train_split = "train[25000:]"  # TFDS splits, slices included
@@ -109,7 +112,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.export = ""  # its directory
     config.images = ""  # files as photos/*.jpg, a folder, or a text file of paths
     config.budget = 0.0  # mean multiply-adds per image; 0: the most that was fitted
-    config.max_pixels = 64_000_000  # of a file; larger ones are refused
+    config.max_pixels = 8192**2  # of a file; larger ones are refused
     config.pictures = True  # draw one of each image: where it looked, what it said
 
     # A comparison of finished evaluations.

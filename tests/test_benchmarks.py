@@ -116,6 +116,30 @@ def test_image_size(tmp_path):
     assert row["macs"] > 0 and row["peak_bytes"] > 1e8
 
 
+def test_image_size_figure():
+    """All axes are logarithmic, every way is a line over its sizes alone."""
+    from benchmarks import image_size
+
+    rows = [
+        {"way": way, "size": size, "milliseconds": size**power, "macs": 1e9 * size}
+        | {"peak_bytes": 2e9}
+        for way, power in zip(image_size.WAYS, (0.5, 2, 1.5))
+        for size in (224, 1024, 8192)
+        if way != "whole image" or size <= 1024
+    ]
+    about = {"rows": rows, "sizes": [224, 1024, 8192], "patches": 4}
+    figure = image_size.draw(about)
+    assert len(figure.axes) == 3
+    for axes in figure.axes:
+        assert (axes.get_xscale(), axes.get_yscale()) == ("log", "log")
+        lengths = [len(line.get_xdata()) for line in axes.lines]
+        assert lengths == [3, 2, 3]
+    time, macs, memory = (axes.lines[1].get_ydata() for axes in figure.axes)
+    assert list(time) == [224**2, 1024**2] and list(macs) == [224, 1024]
+    assert list(memory) == [2, 2]
+    assert image_size.speedups(rows) == pytest.approx({224: 224**1.5, 1024: 1024**1.5})
+
+
 def test_stopping_rules(tmp_path):
     rng = np.random.default_rng(0)
     confidence = np.sort(rng.random((2000, 3)), axis=1)

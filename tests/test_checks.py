@@ -16,7 +16,7 @@ from tests.test_configs import CONFIGS, load
 BAD = {
     "seed": [-1, 2**70, 1.5],
     "data.name": [""],
-    "data.image_size": [0, -5, 10**7],
+    "data.image_size": [-1, -5, 10**7],
     "data.augment": ["crop"],
     "data.resize": [-7, 100],
     "data.bad_images": ["ignore"],
@@ -121,4 +121,20 @@ def test_every_key_has_a_range():
     for name in others:
         config = importlib.import_module(f"configs.{name}").get_config()
         config.model = "resnet10"
+        checks.check(config.to_dict())
+
+
+@pytest.mark.parametrize("program", ["train", "evaluate", "export", "prepare"])
+def test_images_as_they_are(program):
+    """Neither for training nor for a method whose images are on the device."""
+    config = common.get_config()
+    config.program, config.data.image_size = program, 0
+    config.method = common.method("large", {})
+    config.references.other = common.static("")
+    if program == "prepare":
+        return checks.check(config.to_dict())
+    with pytest.raises(ValueError, match="`config.data.image_size` is 0.*from 1"):
+        checks.check(config.to_dict())
+    if program != "train":
+        del config.references.other
         checks.check(config.to_dict())

@@ -100,12 +100,14 @@ def test_many_runs_and_any_names(tmp_path, count):
     found = {name: fake_results.summary() for name in names}
     figure = comparison.draw(found)
     labels = [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
-    assert labels == [f"{n}, {w}" for n in names for w in ("budgeted", "anytime")]
+    alone = ["full image", "random patches"] if count == 1 else []
+    wanted = [f"{n}, {w}" for n in names for w in ("budgeted", "anytime")]
+    assert labels == wanted + alone
     looks = {
         (line.get_color(), line.get_marker(), line.get_linestyle())
         for line in figure.axes[0].lines
     }
-    assert len(looks) == 2 * min(count, len(comparison.LOOKS))
+    assert len(looks) == 2 * min(count, len(comparison.LOOKS)) + len(alone)
     assert comparison.write(tmp_path, found).exists()
 
 
@@ -158,6 +160,48 @@ def test_lines(runs):
         line.get_label() for line in comparison.draw(found, "time_ms").axes[0].lines
     } - {"a, budgeted"}
     assert timed == "a, anytime"  # b was not timed
+
+
+def test_published_results_on_the_same_data(tmp_path):
+    """Points with their source; a line across where the cost was not published."""
+    made = fake_results.summary()
+    full = dataclasses.replace(made.references["full image"], peak_bytes=6e9)
+    made = dataclasses.replace(
+        made,
+        data="megapixel_mnist/ats",
+        peak_bytes=4e8,
+        references={"full image": full},
+    )
+    ips = "iterative patch selection, published"
+    for x, value in {"cost": None, "time_ms": 23.47, "peak_bytes": 1971322880}.items():
+        axes = comparison.draw({"a": made}, x).axes[0]
+        lines = {line.get_label(): line for line in axes.lines}
+        (heights,) = {tuple(lines["attention sampling, published"].get_ydata())}
+        assert set(heights) == {80.0} and len(heights) == 2
+        assert set(lines[ips].get_ydata()) == {99.1}
+        if value:
+            assert lines[ips].get_xdata() == pytest.approx([value], rel=1e-3)
+    # Of memory one point each: what all steps need.
+    assert lines["a, anytime"].get_xydata().tolist() == [[4e8, 90]]
+    assert lines["full image"].get_xydata().tolist() == [[6e9, 90]]
+    assert "a, budgeted" not in lines
+    text = comparison.write(tmp_path, {"a": made}).read_text(encoding="utf-8")
+    page = Page(text)
+    rows = [[cell.replace("\u00a0", " ") for cell in row] for row in page.rows]
+    assert [
+        "a",
+        "all leave after patch 2",
+        "90.0 %",
+        "40.0 M",
+        "5.00",
+        "400 MB",
+    ] in rows
+    full = ["full image", "all leave after whole image", "90.0 %", "100.0 M", "10.00"]
+    assert [*full, "6,000 MB"] in rows
+    others = [row[2:] for row in rows if row[1:2] == ["published"]]
+    assert others == [["80.0 %", "–", "–", "–"], ["99.1 %", "–", "23.47", "1,971 MB"]]
+    assert len(page.images) == 3 and "Katharopoulos and Fleuret, 2019" in text
+    assert "this cost was not published" in text
 
 
 def test_refused(runs, tmp_path):

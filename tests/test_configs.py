@@ -12,7 +12,7 @@ from anchornet_jax import models
 from anchornet_jax.methods import registry, views
 from anchornet_jax.programs import localizers, pipeline
 from anchornet_jax.training import optimizers
-from configs import common
+from configs import common, large
 
 ROOT = pathlib.Path(__file__).parent.parent
 NETWORKS = ("resnet50", "densenet201")
@@ -28,6 +28,7 @@ CONFIGS = [  # (file, argument)
     *(("bagnet", f"{data},resnet50") for data in common.DATA),
     *((file, data) for file in (*EXITS, "saccader") for data in ("", *common.DATA)),
     *(("folder", machine) for machine in ("", "laptop", "gpu")),
+    *(("large", data) for data in ("", *large.DATA)),
     ("photos", ""),
     ("static", ""),
     *(("static", f"{data},resnet18") for data in common.DATA),
@@ -92,7 +93,8 @@ def test_methods_of_a_config(file, argument):
         assert set(method) - OWN <= arguments
         for path in method.networks.values():
             stage, name = path.split("/")
-            assert name == "network" and config.stages[stage].program == "train"
+            assert name == "network"
+            assert config.stages[stage].program in ("train", "given")
             used = config.order.index("evaluate")
             assert config.order.index(stage) < used
 
@@ -306,3 +308,24 @@ def test_photos_teach_the_localiser_alone():
     assert stages.evaluate.references.random_patches.heatmap == "predicted"
     with pytest.raises(ValueError, match="nothing follows the file"):
         load("photos", "laptop")
+
+
+def test_large_images():
+    """Published sizes and numbers of patches; where networks come from and what they see."""
+    stages = load("large", "megapixel").stages
+    assert stages.data.data.name == "megapixel_mnist/ats"
+    assert stages.localizer.train_split == "train"  # all 5,000 images
+    for name in ("full_image", "patch", "evaluate", "export"):
+        assert stages[name].data.image_size == 1500
+    assert stages.evaluate.method.inputs - 1 == stages.patch.view.k == 10
+    assert stages.evaluate.references.full_image.input_size == 0  # full resolution
+    small = load("large", "megapixel_small").stages.evaluate.data
+    assert (small.name, small.image_size) == ("megapixel_mnist/ats_easy", 500)
+    stages = load("large", "plates").stages
+    for name in ("localizer", "full_image", "glance", "patch"):
+        assert stages[name].init_from == f"../demo/{name}/network"
+    assert stages.patch.program == "given" and stages.localizer.program == "train"
+    mixed = load("large", "mixed")
+    assert {s.program for s in mixed.stages.values()}.isdisjoint({"train"})
+    assert mixed.stages.evaluate.data.image_size == 0
+    assert "full_image" not in mixed.stages

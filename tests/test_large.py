@@ -1,5 +1,6 @@
 """Images of any size: what is cut of them, the levels of localisation, the engine."""
 
+import jax
 import numpy as np
 import pytest
 
@@ -86,6 +87,12 @@ def test_engine_mixed_sizes():
     classifier.rule = stopping.fixed(1, exits)
     assert (classifier.classify(images[:3]).exit == 0).all()
     assert (np.diff(classifier.milliseconds(repeats=1)) > 0).all()
+    # Planned by the compiler for the images that are on the device, views and patches.
+    traced = dict(classifier.traced)
+    own = jax.tree.leaves(protocol.variables(method))
+    variables, views = sum(leaf.nbytes for leaf in own), 4 * 4 * 3 * VIEW**2
+    assert variables + views < classifier.peak_bytes() < 50 * views
+    assert classifier.traced == traced
     for boxes, (height, width) in zip(found.boxes, sizes):
         assert boxes[0].tolist() == [0, 0, height, width]
         assert (boxes[1:4] == -1).all()

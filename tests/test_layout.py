@@ -23,6 +23,7 @@ DOORS = {
         "data.datasets",
         "data.plates",
         "data.fod_a",
+        "data.megapixel",
     },
     "orbax": {"runtime.checkpoint"},
     "clu": {"training.train", "data.collect", "programs.table_3_2020"},
@@ -41,7 +42,7 @@ DOORS = {
         "data.plates",
     },
     "gradio": {"programs.page"},
-    "PIL": {"data.photos", "data.plates"},
+    "PIL": {"data.photos", "data.plates", "data.megapixel"},
     "torch": set(),
     "ml_collections": set(),
 }

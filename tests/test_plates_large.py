@@ -32,5 +32,12 @@ def test_same_seed_same_image():
 
 
 def test_config():
-    (config,) = (c for c in plates.Plates.BUILDER_CONFIGS if c.name == "large")
-    assert config.sides == (512, 4096)
+    configs = {config.name: config for config in plates.Plates.BUILDER_CONFIGS}
+    assert configs["large"].sides == (512, 4096)
+    square = configs["large_1024"]
+    image, _ = square.draw(
+        np.random.default_rng(0), digit=1, fonts=plates.FONTS["train"]
+    )
+    assert image.shape == (1024, 1024, 3)
+    counts = [(c.train, c.calibration, c.test) for c in (configs["large"], square)]
+    assert counts == [(2000, 500, 500)] * 2

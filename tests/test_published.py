@@ -23,6 +23,21 @@ def test_more_cost_is_no_less_accuracy(curve):
     assert accuracies == sorted(accuracies)
 
 
+@pytest.mark.parametrize("data", published.RESULTS)
+def test_results_are_sane(data):
+    for one in published.on(f"{data}/some_config"):
+        assert 0 < one.accuracy <= 100 and one.method and one.setting and one.source
+    assert published.on("plates") == ()
+
+
+def test_megapixel_digits_as_published():
+    """Error of .20; 371 to 380 ms and 1,880 MiB for 16 images."""
+    sampling, selection = published.on("megapixel_mnist/ats")
+    assert (sampling.accuracy, sampling.time_ms, sampling.cost) == (80, None, None)
+    assert 371 / 16 < selection.time_ms < 380 / 16
+    assert (selection.accuracy, selection.peak_bytes) == (99.1, 1880 * 2**20)
+
+
 def find(curves, method, network):
     (curve,) = [c for c in curves if (c.method, c.network) == (method, network)]
     return curve.points

@@ -16,7 +16,8 @@ import tensorflow as tf
 import tensorflow_datasets as tfds
 
 import anchornet_jax.data.fod_a
-import anchornet_jax.data.plates  # noqa: F401, registers `plates` with TFDS
+import anchornet_jax.data.megapixel
+import anchornet_jax.data.plates  # noqa: F401, registers all three with TFDS
 from anchornet_jax.data import folders
 
 FOLDER = "folder:"  # and a directory: SPLIT/CLASS/*.jpg

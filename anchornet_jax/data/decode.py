@@ -107,6 +107,20 @@ def centre(image, size: int, resize: int, box=None):
     return image, box
 
 
+def squeezed(image, size: int, box=None):
+    """Bring the whole image to uint8 [size, size, 3], whatever its form.
+
+    Args:
+      image: uint8 [H, W, 3].
+      size: pixels.
+      box: float [4], shares of the sides as (top, left, bottom, right), or None.
+
+    Returns:
+      The image, and the box in its pixels.
+    """
+    return scaled(image, (size, size)), None if box is None else box * float(size)
+
+
 def disturbed(image, seed, turns: bool, colour: float, noise: float):
     """Return a square image as other light, another camera and another side show it.
 

@@ -7,6 +7,10 @@ is drawn. Evaluation counts every image once: the last batch is filled up with r
 of seed and step alone, so a stream that starts at step n continues one that stopped
 there.
 
+Training needs squares of one size. Evaluation also gives images as they are, of any sizes
+in one batch (`image_size=0`), to a method that keeps them in host memory and cuts views of
+one shape out of them: so nothing is padded on the device, and nothing compiles per image.
+
     source = loading.prepare(name="plates", image_size=224, augment="none", resize=0)
     for batch in loading.evaluation(source, "test", batch_size=64): ...
 """
@@ -35,13 +39,14 @@ SHUFFLED = 16_384  # encoded images in the shuffle buffer, about 2 GB of ImageNe
 
 
 class Source(NamedTuple):
-    """A prepared data set, and how its images become squares of one size."""
+    """A prepared data set, and how its images become squares of one size, or do not."""
 
     builder: tfds.core.DatasetBuilder | folders.Folder
     image_size: int
     augment: str
     flip: bool
     resize: int
+    whole: bool
     bad_images: str
     smallest_area: float
     turns: bool
@@ -69,6 +74,7 @@ def prepare(
     augment: str = "random_resized_crop",
     flip: bool = True,
     resize: int = 256,
+    whole: bool = False,
     bad_images: str = "error",
     smallest_area: float = 0.08,
     turns: bool = False,
@@ -83,12 +89,15 @@ def prepare(
       data_dir: where TFDS keeps its data sets; its default where empty.
       manual_dir: archives that a user must download, such as ImageNet's; needed once.
         TFDS's default, `data_dir`/downloads/manual, where empty.
-      image_size: side of the square images in pixels.
+      image_size: side of the square images in pixels; 0, for evaluation alone: the images
+        as they are, of any sizes.
       augment: of training images, one of `AUGMENTATIONS`; `none` takes what evaluation
         takes.
       flip: mirror half of the training images.
       resize: short side in pixels that evaluation resizes to before it cuts out the
         centre; 0 cuts only, for data that has the size already.
+      whole: squeeze all of an image into the square in place of both, so that nothing is
+        cut off; as the glance at a large image (methods/large.py) sees it.
       bad_images: one of `BAD_IMAGES`, what to do with a file that cannot be decoded.
         `skip` names and counts it in the log; training sees a neighbour in the batch
         twice, evaluation counts it neither as right nor as wrong.
@@ -123,6 +132,7 @@ def prepare(
         augment,
         flip,
         resize,
+        whole,
         bad_images,
         smallest_area,
         turns,
@@ -165,9 +175,10 @@ def training(
       `image` uint8 [D, b, H, W, 3] and `label` int32 [D, b] of this host's devices.
 
     Raises:
-      ValueError: for an unknown split, one smaller than a batch, or a batch size that
-        the devices do not divide.
+      ValueError: for an unknown split, one smaller than a batch, a batch size that the
+        devices do not divide, or images as they are.
     """
+    check_trained_size(source)
     steps = steps_per_epoch(source, split, batch_size)
     local = parallel.local_batch(batch_size)
     epoch, step = divmod(first_step, steps)
@@ -199,17 +210,26 @@ def evaluation(
       `image` uint8 [D, b, H, W, 3], `label` int32 [D, b], `mask` bool [D, b], False
       where a row only fills the batch up or cannot be decoded, and, if the data set has
       one box per image, `box` [D, b, 4]: (top, left, bottom, right) in pixels of the
-      image, all -1 where it is not known.
+      image, all -1 where it is not known. Images as they are: `image` is an array
+      [D, b] of arrays uint8 [H, W, 3] of any sizes.
+
+    Raises:
+      ValueError: for images as they are on several hosts.
     """
     local = parallel.local_batch(batch_size)
     hosts = jax.process_count()
+    if hosts > 1 and not source.image_size:
+        raise ValueError("`image_size` is 0; on several hosts allowed is 1 or more")
     steps = math.ceil(math.ceil(source.examples(split) / hosts) / local)
     shard = tfds.split_for_jax_process(split, drop_remainder=False)
 
     def read(source):
         example = functools.partial(_evaluation_example, source)
         records = datasets.read(source.builder, shard)
-        return records.map(example, tf.data.AUTOTUNE).batch(local)
+        examples = records.map(example, tf.data.AUTOTUNE)
+        if source.image_size:
+            return examples.batch(local)
+        return examples.padded_batch(local)  # `_as_they_are` undoes it
 
     skipped, counted = set(), 0
     batches = _checked(source, read, steps, skipped)
@@ -220,7 +240,7 @@ def evaluation(
         batch = next(batches, empty)
         filled = _filled(batch, local)
         counted += filled["mask"].sum()
-        yield parallel.shard(filled)
+        yield parallel.shard(_as_they_are(filled))
     if skipped and not counted:
         raise ValueError(f"none of the images of {split!r} can be decoded")
     if skipped:
@@ -231,6 +251,21 @@ def evaluation(
             len(skipped),
             source.examples(split),
         )
+
+
+def first_images(source: Source, split: str, count: int, batch_size: int) -> np.ndarray:
+    """Return the first images of a split that this host reads, as `evaluation` yields them.
+
+    Returns:
+      uint8 [B, H, W, 3]; images as they are: an array [B] of arrays.
+    """
+    found = []
+    for batch in evaluation(source, split, batch_size=batch_size):
+        mask = parallel.gather(batch["mask"])
+        found.append(parallel.gather(batch["image"])[mask])
+        if sum(map(len, found)) >= count:
+            break
+    return np.concatenate(found)[:count]
 
 
 def inspect(source: Source, split: str) -> dict:
@@ -286,7 +321,7 @@ def _train_example(source, seed, index, record):
     size = source.image_size
     if source.augment == "none":
         image, about = _decoded(source, record, decode.whole)
-        image, _ = decode.centre(image, size, source.resize)
+        image, _ = _square(source, image)
     else:
         part = functools.partial(
             decode.random_part, seed=seeds[0], smallest_area=source.smallest_area
@@ -305,11 +340,23 @@ def _evaluation_example(source, record):
     if "box" in record:  # a folder's, in pixels
         sides = tf.cast(tf.shape(image)[:2], tf.float32)
         box = record["box"] / tf.tile(sides, [2])
-    image, box = decode.centre(image, source.image_size, source.resize, box)
+    if source.image_size:
+        image, box = _square(source, image, box)
+    else:
+        sides = tf.shape(image)[:2]
+        about["size"] = sides
+        box = None if box is None else box * tf.cast(tf.tile(sides, [2]), box.dtype)
     example = {"image": image, "label": tf.cast(record["label"], tf.int32), **about}
     if "box" in record:
         box = tf.where(record["box"][0] < 0, tf.constant(folders.NO_BOX), box)
     return example if box is None else {**example, "box": box}
+
+
+def _square(source, image, box=None):
+    """Return the square of an image that the networks see, and the box in its pixels."""
+    if source.whole:
+        return decode.squeezed(image, source.image_size, box)
+    return decode.centre(image, source.image_size, source.resize, box)
 
 
 def _decoded(source, record, function):
@@ -319,7 +366,7 @@ def _decoded(source, record, function):
         whole, function = function, lambda path: whole(tf.io.read_file(path))
     if source.bad_images == "error":
         return function(stored), {}
-    image, good = decode.or_black(function, stored, source.image_size)
+    image, good = decode.or_black(function, stored, source.image_size or 1)
     file = next(record[name] for name in FILE if name in record)
     return image, {"good": good, "file": file}
 
@@ -349,6 +396,15 @@ def _checked(source, make, count, skipped):
             "`config.data.bad_images=skip` names images that cannot be decoded and "
             "passes over them"
         ) from error
+
+
+def check_trained_size(source: Source) -> None:
+    """Raise ValueError for images as they are, which no network can be trained on."""
+    if not source.image_size:
+        raise ValueError(
+            "`image_size` is 0, images as they are; for training allowed is 1 or more, "
+            "with `whole` so that nothing is cut off"
+        )
 
 
 def check_labels(source: Source, labels: np.ndarray) -> None:
@@ -396,3 +452,15 @@ def _filled(batch, size):
         name: np.concatenate([a, np.zeros((size - rows, *a.shape[1:]), a.dtype)])
         for name, a in batch.items()
     }
+
+
+def _as_they_are(batch):
+    """Return a batch whose images, if they were padded, are an array [b] of arrays."""
+    batch = {**batch}
+    sizes = batch.pop("size", None)
+    if sizes is None:
+        return batch
+    images = np.empty(len(sizes), object)
+    for row, (height, width) in enumerate(np.maximum(sizes, 1)):
+        images[row] = batch["image"][row, :height, :width].copy()
+    return batch | {"image": images}

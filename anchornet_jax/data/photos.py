@@ -23,8 +23,9 @@ from PIL import Image, ImageOps
 FORMATS = ("JPEG", "PNG", "WEBP")
 ENDINGS = (".jpg", ".jpeg", ".png", ".webp")  # of what is taken from a folder
 LIST = ".txt"  # ending of a text file of paths
-MAX_PIXELS = 64_000_000  # of a file: 200 MB once decoded, for each of the threads
+MAX_PIXELS = 8192**2  # of a file: 200 MB once decoded, for each of those read ahead
 THREADS = 4  # that read ahead of the networks
+LARGE_AHEAD = 2  # photos read ahead where they are taken as they are
 SIXTEEN_BITS = ("I", "I;16", "I;16B")  # modes of grey PNG files
 
 
@@ -86,7 +87,12 @@ def _in_folder(folder: pathlib.Path) -> list[pathlib.Path]:
 
 
 def read(
-    file, *, image_size: int, resize: int, max_pixels: int = MAX_PIXELS
+    file,
+    *,
+    image_size: int,
+    resize: int,
+    whole: bool = False,
+    max_pixels: int = MAX_PIXELS,
 ) -> np.ndarray:
     """Decode an image file to uint8 [image_size, image_size, 3].
 
@@ -95,6 +101,7 @@ def read(
       image_size: pixels; 0: the whole image as it is, [H, W, 3].
       resize: pixels of the short side before the cut. 0: data that had the size
         already, see `loading.prepare`; then the short side becomes `image_size`.
+      whole: squeeze all of it into the square instead, see there.
       max_pixels: of the file; a small one may claim more than memory holds.
 
     Raises:
@@ -119,6 +126,9 @@ def read(
     except Exception as error:  # what a broken file makes Pillow raise
         raise ValueError(f"it is damaged: {error}") from error
     if not image_size:
+        return np.asarray(image)
+    if whole:
+        image = image.resize((image_size, image_size), Image.Resampling.BILINEAR)
         return np.asarray(image)
     return _centre(image, image_size, resize or image_size)
 
@@ -162,8 +172,10 @@ def read_all(
 ) -> Iterator[tuple[pathlib.Path, np.ndarray | ValueError]]:
     """Yield every path with its image, or the error that `read` raised.
 
-    Threads decode the next ones meanwhile; `options` are those of `read`.
+    Threads decode the next ones meanwhile; `options` are those of `read`. Of photos that
+    are taken as they are, which may be large, fewer are read ahead.
     """
+    ahead = 2 * THREADS if options.get("image_size") else LARGE_AHEAD
 
     def attempt(path):
         try:
@@ -175,7 +187,7 @@ def read_all(
         waiting = collections.deque()
         for path in paths:
             waiting.append(pool.submit(attempt, path))
-            if len(waiting) > 2 * THREADS:
+            if len(waiting) > ahead:
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()

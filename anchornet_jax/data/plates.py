@@ -14,7 +14,8 @@ needed, is 36 to 108 px large: for the localiser of 2020 with its patches of 63,
 111 px.
 
 In "plates/large" the canvas has sides of 512 to 4096 px, and one plate among many, as
-large as ever, carries the digit: searching is what grows with the image.
+large as ever, carries the digit: searching is what grows with the image. In
+"plates/large_1024" all sides are 1024 px, for networks that need one size.
 
 Fonts come with matplotlib, and each belongs to one split only.
 """
@@ -259,6 +260,14 @@ class Plates(tfds.core.GeneratorBasedBuilder):
             calibration=500,
             test=500,
             sides=(512, 4096),
+        ),
+        PlatesConfig(
+            name="large_1024",
+            description="The same with sides of 1024 px, for networks that need one size.",
+            train=2000,
+            calibration=500,
+            test=500,
+            sides=(1024, 1024),
         ),
     )
 

@@ -22,6 +22,7 @@ HEAT = colors.LinearSegmentedColormap.from_list(
 )
 # Layout in inches: sides of the picture and of an input, and what lies around them.
 PICTURE, INPUT, GAP, CAPTION, HEADER, MARGIN = 1.55, 0.95, 0.16, 0.36, 0.74, 0.3
+LONGEST = 512  # px, about, to which the picture of a large image is thinned out
 
 
 @matplotlib.rc_context(plots.RC)
@@ -183,7 +184,8 @@ def _short(name: str, length: int) -> str:
 def _picture(axes: Axes, row: Mapping) -> None:
     """Draw an image in grey, its heatmap and the regions that are not all of it."""
     height, width = row["image"].shape[:2]
-    grey = row["image"] @ np.array([0.299, 0.587, 0.114])
+    step = max(1, max(height, width) // LONGEST)
+    grey = row["image"][::step, ::step] @ np.array([0.299, 0.587, 0.114])
     axes.imshow(grey, cmap="gray", vmin=-80, vmax=255, extent=(0, width, height, 0))
     if "heatmap" in row and not np.isnan(row["heatmap"]).all():
         top, left, bottom, right = row["extent"]

@@ -56,6 +56,7 @@ VERDICTS = {  # right or wrong
     False: ("✗", PALETTE["vermilion"]),
 }
 COSTS = {"cost": "FLOPs (multiply-adds)", "time_ms": "Time per image (ms)"}
+MEMORY = "Device memory of the largest launch (bytes)"
 DPI = 200  # of pixels; lines and letters are vectors in svg and pdf
 # Without dates and versions the same figure gives the same file.
 METADATA = {

@@ -164,6 +164,26 @@ class Classifier:
             table = found.calibration.with_cost(classifier.milliseconds(), "ms")
             classifier.rule = fitting.fit(table, [0.5 * table.cost[-1]])[0].rule
         """
+        running, given = self._full_launches()
+        took = {}
+        for program, values in given.items():
+            times = [running.measure(program, values) for _ in range(repeats + 1)]
+            per_image = self.batch_size * len(self.devices)
+            took[program] = 1e3 * statistics.median(times[1:]) / per_image  # 0 compiles
+        return np.cumsum([took[program] for program in self._programs.places])
+
+    def peak_bytes(self) -> int:
+        """Return the device memory of the largest launch, as the compiler plans it.
+
+        All variables, the images in flight as far as they are on the device, and
+        intermediate results. Images in host memory are not counted. Compiles each step
+        once more.
+        """
+        running, given = self._full_launches()
+        return max(running.bytes(program, values) for program, values in given.items())
+
+    def _full_launches(self) -> tuple[runner.Runner, dict]:
+        """Return a runner, and what a full launch of each program is given."""
         running = runner.Runner(
             self._programs, self.devices[0], self._variables[0], self
         )
@@ -182,12 +202,7 @@ class Classifier:
                 place = np.full(len(held), places.index(program), np.int32)
                 step = self._programs.step(program)
                 given[program] = protocol.cut(step, held, asks, place), place
-        took = {}
-        for program, values in given.items():
-            times = [running.measure(program, values) for _ in range(repeats + 1)]
-            per_image = self.batch_size * len(self.devices)
-            took[program] = 1e3 * statistics.median(times[1:]) / per_image  # 0 compiles
-        return np.cumsum([took[program] for program in places])
+        return running, given
 
     def _run(self, source) -> Iterator[runner.Leaving]:
         """Run a source to its end; yield who left, in the order of leaving."""

@@ -174,15 +174,6 @@ def apply(table: ExitTable, thresholds) -> Outcome:
     return score(table, leaves.argmax(axis=1))
 
 
-def anytime(table: ExitTable) -> list[dict]:
-    """Return {inputs, accuracy, cost} for each exit when every image leaves there."""
-    accuracy = table.correct.mean(axis=0)
-    return [
-        {"inputs": t + 1, "accuracy": float(accuracy[t]), "cost": float(cost)}
-        for t, cost in enumerate(table.cost)
-    ]
-
-
 def _read_npz(path):
     found = files.read_npz(path)
     names = [field.name for field in dataclasses.fields(ExitTable)]

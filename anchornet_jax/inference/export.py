@@ -42,7 +42,8 @@ FORMAT = 2  # of metadata.json and the steps; newer ones are refused
 CALIBRATION = "calibration.npz"
 RESIZE = (
     "short side to `resize` pixels (0: not resized), bilinear with antialiasing, then "
-    "the square of `image_size` pixels at the centre, uint8 RGB"
+    "the square of `image_size` pixels at the centre, uint8 RGB; with `whole` all of the "
+    "image squeezed into that square; where `image_size` is 0 the image as it is"
 )
 
 
@@ -54,7 +55,7 @@ class Export(NamedTuple):
       rules: the fitted rule of each budget in multiply-adds; empty without evaluation.
       calibration: the exit table to fit more rules to; None without evaluation.
       classes: names.
-      image_size: side of the square images in pixels.
+      image_size: side of the square images in pixels; 0: as they are.
       macs: multiply-adds of leaving at each exit, [T].
       metadata: all that metadata.json says of the export.
     """
@@ -114,6 +115,7 @@ def export(config, directory) -> dict:
         method,
         image_size=size,
         resize=data["resize"],
+        whole=data.get("whole", False),  # older evaluations did not know it
         budgets=found,
         calibration=calibration,
         config=config.to_dict(),
@@ -189,6 +191,7 @@ def save(
     *,
     image_size: int,
     resize: int = 0,
+    whole: bool = False,
     budgets: list[results.Point] = (),
     calibration: exit_table.ExitTable | None = None,
     **metadata,
@@ -198,8 +201,9 @@ def save(
     Args:
       directory: created where missing.
       method: of networks from `networks.load`.
-      image_size: side of the square images in pixels.
+      image_size: side of the square images in pixels; 0: as they are.
       resize: of the preprocessing, see `loading.prepare`; only told, not done here.
+      whole: likewise.
       budgets: the point of each fitted rule.
       calibration: the exit table that the rules were fitted to, given with them.
       **metadata: anything JSON can hold, such as `config`.
@@ -214,7 +218,8 @@ def save(
     if bool(budgets) != (calibration is not None):
         raise ValueError("`budgets` and `calibration` must be given together")
     traced = serialised.serialise(method, image_size)
-    about = _describe(method, image_size, resize) | metadata
+    about = _describe(method, image_size) | metadata
+    about["preprocessing"] |= {"resize": resize, "whole": whole}
     about["budgets"] = [point.to_json() for point in budgets]
     about["calling_convention"] = serialised.convention()
     directory = pathlib.Path(directory)
@@ -340,7 +345,7 @@ def digests(method: protocol.Method) -> dict[str, str]:
     }
 
 
-def _describe(method, image_size, resize) -> dict:
+def _describe(method, image_size) -> dict:
     """Return what metadata.json says of the method."""
     return {
         "export": FORMAT,
@@ -352,7 +357,6 @@ def _describe(method, image_size, resize) -> dict:
         "classes": protocol.classes(method),
         "preprocessing": {
             "image_size": image_size,
-            "resize": resize,
             "resize_rule": RESIZE,
             **_pixels(method),
             "input_sizes": method.input_sizes(image_size),

@@ -71,20 +71,24 @@ class Reference:
     Attributes:
       exits: names of its exits.
       anytime: a point for each.
+      peak_bytes: as of `Evaluation`.
     """
 
     exits: list[str]
     anytime: list[Point]
+    peak_bytes: float | None = None
 
     def to_json(self) -> dict:
         """Return plain data."""
-        return {"exits": self.exits, "anytime": [p.to_json() for p in self.anytime]}
+        data = {k: v for k, v in vars(self).items() if v is not None}
+        return data | {"anytime": [p.to_json() for p in self.anytime]}
 
     @classmethod
     def from_json(cls, data: dict, key: str = "reference") -> "Reference":
         """Read what `to_json` returned; raise ValueError as `Point.from_json`."""
         data = _checked(data, REFERENCE, key)
-        return cls(data["exits"], _points(data, key, "anytime"))
+        points = _points(data, key, "anytime")
+        return cls(data["exits"], points, data["peak_bytes"])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -157,6 +161,8 @@ class Evaluation:
         chosen; None where the data has no boxes or nothing is chosen.
       reliability: of each exit, on the test images.
       exit_time_ms: what leaving at each exit costs at full batches; None: not measured.
+      peak_bytes: device memory of the largest launch of timing's batch, planned by the
+        compiler, without images in host memory; None: not asked for.
       device: on which times were measured.
       seconds: {stage: seconds} of a pipeline.
       images: that accuracies rest on; None in results of older versions.
@@ -172,6 +178,7 @@ class Evaluation:
     box_coverage: float | None = None
     reliability: list[Reliability] | None = None
     exit_time_ms: list[float] | None = None
+    peak_bytes: float | None = None
     device: str | None = None
     seconds: dict[str, float] | None = None
     images: float | None = None
@@ -261,7 +268,7 @@ POINT = {
     "calibration_cost?": "number",
     "rule?": {},
 }
-REFERENCE = {"exits": ["text"], "anytime": [{}]}
+REFERENCE = {"exits": ["text"], "anytime": [{}], "peak_bytes?": "number"}
 RELIABILITY = {name: ["share"] for name in ("confidence", "accuracy", "share")}
 EVALUATION = {
     "data": "text",
@@ -274,6 +281,7 @@ EVALUATION = {
     "box_coverage?": "share",
     "reliability?": [{}],
     "exit_time_ms?": ["number"],
+    "peak_bytes?": "number",
     "device?": "text",
     "seconds?": {},
     "images?": "number",

@@ -103,6 +103,27 @@ class Programs:
             return run(own, pixels, state, slots, given)
         return (pixels, *run(own, pixels, state, slots, given))
 
+    def bytes(self, program: int, variables, pixels, state, slots, given) -> int:
+        """Return the device memory of a launch, as the compiler plans it.
+
+        Variables, slots, what is given and all intermediate results; see `launch`.
+        """
+        step = self._steps[program]
+        own = {role: variables[role] for role in step.roles}
+        whole = jax.tree.leaves(variables)
+        read = sum(leaf.nbytes for leaf in jax.tree.leaves(own))
+        rest = sum(leaf.nbytes for leaf in whole) - read  # stays there all the same
+        arguments = (own, pixels, state, slots, given)
+        about = self._compiled[program].lower(*arguments).compile().memory_analysis()
+        return (
+            rest
+            + sum(
+                getattr(about, f"{name}_size_in_bytes")
+                for name in ("argument", "output", "temp")
+            )
+            - about.alias_size_in_bytes
+        )
+
     def step(self, program: int) -> protocol.Step:
         """Return the step of a program."""
         return self._steps[program]
@@ -239,6 +260,12 @@ class Runner:
         self._launch(program, slots, given)
         jax.block_until_ready((self._state, self.pending.pop().outcome))
         return time.perf_counter() - begun
+
+    def bytes(self, program: int, given) -> int:
+        """Return the device memory of one full launch."""
+        slots = np.arange(self._settings.batch_size, dtype=np.int32)
+        own = self._variables, self._pixels, self._state
+        return self._programs.bytes(program, *own, slots, given)
 
     def collect(self) -> Leaving:
         """Fetch the oldest launch; let go who is sure, queue the others."""

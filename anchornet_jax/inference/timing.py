@@ -40,7 +40,7 @@ def prepare(
     classifier = engine.Classifier(
         method,
         stopping.fixed(exits, exits),
-        image_size=images.shape[1],
+        image_size=images.shape[1] if images.ndim > 1 else 0,
         batch_size=batch_size,
         devices=jax.local_devices()[:1],
     )
@@ -59,7 +59,7 @@ def measure(ways: Mapping, images: np.ndarray) -> dict[object, list[float]]:
 
     Args:
       ways: {key: (classifier from `prepare`, rules)}.
-      images: uint8 [B, H, W, 3].
+      images: uint8 [B, H, W, 3], or for methods on the host [B] images of any sizes.
 
     Returns:
       {key: a time for each of its rules}.

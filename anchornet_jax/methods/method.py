@@ -206,6 +206,11 @@ def check_images(method: Method, image_size: int) -> None:
         images = [np.zeros((1, 1, 3), np.uint8)]
         jax.eval_shape(lambda own: _run_on_host(method, own, images), variables(method))
         return
+    if not image_size:
+        raise ValueError(
+            "`image_size` is 0, images as they are; the method allows 1 or more, since "
+            "its images are on the device, all of one size"
+        )
     images = jax.ShapeDtypeStruct((1, image_size, image_size, 3), jnp.uint8)
     jax.eval_shape(
         lambda variables, images: run(method, variables, images)[0],

@@ -39,6 +39,11 @@ def defaults(name: str) -> dict:
     return {k: list(v) if isinstance(v, tuple) else v for k, v in plain.items()}
 
 
+def any_size(name: str) -> bool:
+    """Say whether a method takes images of any size (`method.on_host`)."""
+    return hasattr(METHODS[name], "hold")
+
+
 def create(name: str, given: Mapping[str, Network], **arguments) -> method.Method:
     """Make a method of its networks, `given` by role.
 

@@ -82,7 +82,7 @@ KEYS = {
     "data.name": Allowed("a data set's name", lambda v: isinstance(v, str) and bool(v)),
     "data.data_dir": TEXT,
     "data.manual_dir": TEXT,
-    "data.image_size": whole(1, LARGEST),
+    "data.image_size": whole(0, LARGEST),
     "data.augment": one_of(*loading.AUGMENTATIONS),
     "data.smallest_area": number(0, 1, ends="(]"),
     "data.flip": TRUTH,
@@ -90,6 +90,7 @@ KEYS = {
     "data.colour": number(0, 1, ends="[)"),
     "data.noise": number(0, 255),
     "data.resize": whole(0, LARGEST),
+    "data.whole": TRUTH,
     "data.bad_images": one_of(*loading.BAD_IMAGES),
     "train_split": SPLIT,
     "calibration_split": SPLIT,
@@ -172,6 +173,7 @@ def check(config: dict, prefix: str = "config") -> None:
     _check_network(config, prefix)
     _check_start(config, prefix)
     _check_resize(config.get("data", {}), prefix)
+    _check_size(config, prefix)
     for name, stage in config.get("stages", {}).items():
         check(stage, f"{prefix}.stages.{name}")
 
@@ -206,6 +208,25 @@ def _check_start(config: dict, prefix: str) -> None:
         pretrained.find(start, config.get("model", own) if program == "train" else own)
     except ValueError as error:
         raise ValueError(f"`{prefix}.init_from`: {error}") from None
+
+
+def _check_size(config: dict, prefix: str) -> None:
+    """Refuse images as they are where they must be squares, before hours of training."""
+    if config.get("data", {}).get("image_size", 1):
+        return
+    program, who = config.get("program"), []
+    if program == "train":
+        who = ["training"]
+    if program in ("evaluate", "export"):
+        methods = [config.get("method", {}), *config.get("references", {}).values()]
+        names = [method.get("name") for method in methods]
+        known = [name for name in names if name in registry.METHODS]
+        who = [name for name in known if not registry.any_size(name)]
+    if who:
+        raise ValueError(
+            f"`{prefix}.data.image_size` is 0, images as they are; for {who[0]} allowed "
+            "are whole numbers from 1"
+        )
 
 
 def _check_resize(data: dict, prefix: str) -> None:

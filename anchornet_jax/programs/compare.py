@@ -20,7 +20,7 @@ from anchornet_jax.figures import comparison, published
 from anchornet_jax.inference import export, results, stopping, timing
 from anchornet_jax.inference.results import Evaluation
 from anchornet_jax.methods import method as protocol
-from anchornet_jax.runtime import files, parallel, workdir
+from anchornet_jax.runtime import files, workdir
 
 
 def compare(config, directory) -> dict:
@@ -169,13 +169,7 @@ def _config(path: pathlib.Path) -> dict:
 
 
 def _images(config, count: int) -> np.ndarray:
-    """Return the first test images of an evaluation, uint8 [B, H, W, 3]."""
+    """Return the first test images of an evaluation."""
     source = loading.prepare(**config["data"])
-    batch_size, images = jax.device_count() * 8, []
-    for batch in loading.evaluation(
-        source, config["test_split"], batch_size=batch_size
-    ):
-        images.extend(parallel.gather(batch["image"])[parallel.gather(batch["mask"])])
-        if len(images) >= count:
-            break
-    return np.array(images[:count])
+    batch_size = jax.device_count() * 8
+    return loading.first_images(source, config["test_split"], count, batch_size)

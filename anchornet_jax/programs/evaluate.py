@@ -30,6 +30,7 @@ from anchornet_jax.runtime import files, parallel, workdir
 
 FUSIONS = ("sum", FITTED := "fitted")  # of a method's sources
 EXAMPLES = 12  # first images of the test split, for the pictures
+SHOWN_PIXELS = 2**25  # of all of them, if they are of any sizes
 SHOWN = ("predicted", "confidence", "boxes", "heatmap", "extent", "label", "box")
 
 
@@ -71,7 +72,7 @@ def evaluate(config, directory) -> dict:
     found = run(method, config.test_split)
     tables["test"] = _table(found, method, size)
     others = {
-        name: _table(run(other, config.test_split), other, size)
+        name: _scored(run(other, config.test_split), other, size)
         for name, other in references.items()
     }
     summary = Evaluation(
@@ -83,13 +84,11 @@ def evaluate(config, directory) -> dict:
             "networks": export.digests(method),
         },
         exits=protocol.exit_names(method.steps),
-        anytime=_anytime(tables["test"]),
+        anytime=_scored(found, method, size),
         budgeted=_budgeted(tables, config.budgets, config.rule),
         references={
-            name: Reference(
-                protocol.exit_names(references[name].steps), _anytime(table)
-            )
-            for name, table in others.items()
+            name: Reference(protocol.exit_names(references[name].steps), points)
+            for name, points in others.items()
         },
         box_coverage=_box_coverage(found),
         images=len(tables["test"].confidence),
@@ -156,12 +155,12 @@ def _budgeted(tables, points: int, rule: str) -> list[Point]:
     return found[: unspent + 1]
 
 
-def _anytime(table) -> list[Point]:
+def _scored(found, method, image_size) -> list[Point]:
     """Let every image leave at the same exit (2022, Fig. 6)."""
-    return [
-        Point(row["accuracy"], row["cost"], np.eye(len(table.cost))[t].tolist())
-        for t, row in enumerate(exit_table.anytime(table))
-    ]
+    accuracy = (found["predicted"] == found["label"][:, None]).mean(0).tolist()
+    cost = map(float, protocol.costs(method, image_size))
+    shares = np.eye(len(accuracy)).tolist()
+    return [Point(*row) for row in zip(accuracy, cost, shares)]
 
 
 def _timed(config, source, method, references, summary) -> Evaluation:
@@ -169,14 +168,10 @@ def _timed(config, source, method, references, summary) -> Evaluation:
 
     Of the references those with a single exit are measured.
     """
-    images, wanted = [], config.timing.images
-    for batch in loading.evaluation(
-        source, config.test_split, batch_size=config.batch_size
-    ):
-        images.extend(parallel.gather(batch["image"])[parallel.gather(batch["mask"])])
-        if len(images) >= wanted:
-            break
-    images, size = np.array(images[:wanted]), config.timing.batch_size
+    images = loading.first_images(
+        source, config.test_split, config.timing.images, config.batch_size
+    )
+    size = config.timing.batch_size
     own = timing.prepare(method, images, size)
     rules = [stopping.from_json(point.rule) for point in summary.budgeted]
     ways = {"budgeted": (own, rules), "anytime": (own, timing.fixed(method))}
@@ -185,17 +180,25 @@ def _timed(config, source, method, references, summary) -> Evaluation:
             classifier = timing.prepare(other, images, size)
             ways[name] = (classifier, timing.fixed(other))
     times = timing.measure(ways, images)
+    peaks = {
+        name: classifier.peak_bytes()
+        for name, (classifier, _) in ways.items()
+        if name != "budgeted"  # the same networks as `anytime`
+    }
     return dataclasses.replace(
         summary,
         budgeted=results.with_time(summary.budgeted, times["budgeted"]),
         anytime=results.with_time(summary.anytime, times["anytime"]),
         references={
             name: dataclasses.replace(
-                found, anytime=results.with_time(found.anytime, times.get(name))
+                found,
+                anytime=results.with_time(found.anytime, times.get(name)),
+                peak_bytes=peaks.get(name),
             )
             for name, found in summary.references.items()
         },
         exit_time_ms=own.milliseconds().tolist(),
+        peak_bytes=peaks["anytime"],
         device=jax.local_devices()[0].device_kind,
     )
 
@@ -240,14 +243,29 @@ def _save_examples(directory, found, table, summary) -> None:
         exits = np.full(len(found["image"][first]), np.argmax(point.exits))
     else:
         exits = stopping.from_json(point.rule).exits(table.confidence[first])
+    images = _of_one_shape(found["image"][first])
     files.write_npz(
         directory / "examples.npz",
-        image=found["image"][first],
-        exit=exits,
-        **{name: found[name][first] for name in SHOWN if name in found},
+        image=images,
+        exit=exits[: len(images)],
+        **{name: found[name][: len(images)] for name in SHOWN if name in found},
     )
     logging.info(
         "operating point: %.1f %% at %.1f M multiply-adds",
         100 * point.accuracy,
         point.cost / 1e6,
     )
+
+
+def _of_one_shape(images: np.ndarray) -> np.ndarray:
+    """Return as many images of any sizes as `SHOWN_PIXELS` allow, padded to one shape."""
+    if images.ndim > 1:
+        return images
+    for count in range(len(images), 0, -1):
+        sides = np.max([image.shape for image in images[:count]], 0)
+        if count * np.prod(sides[:2]) <= SHOWN_PIXELS or count == 1:
+            break
+    padded = np.zeros((count, *sides), np.uint8)
+    for whole, image in zip(padded, images):
+        whole[: image.shape[0], : image.shape[1]] = image
+    return padded

@@ -74,9 +74,7 @@ class Page:
         Raises:
           ValueError: if it cannot be read.
         """
-        resize = self.found.metadata["preprocessing"]["resize"]
-        size = predict.seen_size(self.found)
-        return photos.read(file, image_size=size, resize=resize)
+        return photos.read(file, **predict.seen(self.found))
 
     def show(self, image, budget: float) -> tuple[str, Figure, Figure]:
         """Classify one image within a budget.

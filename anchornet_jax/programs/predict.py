@@ -296,14 +296,22 @@ def warm(classifier: engine.Classifier) -> None:
     """Compile the programs of a classifier, so that no image is timed with that."""
     rule = classifier.rule
     classifier.rule = stopping.ThresholdRule([exit_table.NEVER] * rule.steps)
-    size = classifier.image_size
+    size = max(1, classifier.image_size)
     classifier.classify(np.zeros((1, size, size, 3), np.uint8))
     classifier.rule = rule
 
 
-def seen_size(found: export.Export) -> int:
-    """Return the side to which photos are brought; 0: they are taken as they are."""
-    return 0 if protocol.on_host(found.method) else found.image_size
+def seen(found: export.Export) -> dict:
+    """Return how an export sees photos, arguments of `photos.read`.
+
+    `image_size` is 0 where they are taken as they are, however large.
+    """
+    about = found.metadata["preprocessing"]
+    return {
+        "image_size": 0 if protocol.on_host(found.method) else found.image_size,
+        "resize": about["resize"],
+        "whole": about.get("whole", False),  # older exports did not know it
+    }
 
 
 def classify(
@@ -313,11 +321,7 @@ def classify(
     max_pixels: int = photos.MAX_PIXELS,
 ) -> Iterator[Prediction]:
     """Classify image files, in their order; what cannot be read has no result."""
-    options = {
-        "image_size": seen_size(found),
-        "resize": found.metadata["preprocessing"]["resize"],
-        "max_pixels": max_pixels,
-    }
+    options = seen(found) | {"max_pixels": max_pixels}
     under_way = collections.deque()  # (path, image, when it entered)
 
     def images():

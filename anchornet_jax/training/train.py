@@ -69,6 +69,7 @@ def plan(config) -> Run:
             "images of a batch that each device has"
         )
     source = loading.prepare(**config.data)
+    loading.check_trained_size(source)
     per_epoch = loading.steps_per_epoch(source, config.train_split, config.batch_size)
     source.examples(config.calibration_split)
     steps = max(1, round(config.epochs * per_epoch))
