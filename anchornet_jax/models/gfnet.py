@@ -29,7 +29,13 @@ def encode(
       variables: its own.
       images: [B, P, P, 3], normalised.
     """
-    logits, out = model.apply(variables, images)
+    return features(*model.apply(variables, images))
+
+
+def features(
+    logits: jax.Array, out: dict[str, jax.Array]
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Return what `encode` does, of what an encoder returned."""
     maps = out["features"]
     pooled = out.get("pooled")
     if pooled is None:
@@ -107,10 +113,10 @@ class CascadeClassifier(nn.Module):
         return features * steps
 
     @nn.compact
-    def __call__(self, seen: jax.Array, step: int) -> jax.Array:
+    def __call__(self, seen: jax.Array, step: int = 2) -> jax.Array:
         """Return logits [B, N] of the features [B, step F] of so many steps, 2 or more.
 
-        At initialisation all layers are made.
+        At initialisation, from those of 2 steps, all layers are made.
         """
         if not 2 <= step <= self.most:
             raise ValueError(f"`step` is {step}; allowed is 2 to {self.most}")
