@@ -83,9 +83,7 @@ def networks(
     return _objective(method, trained, loss)
 
 
-def policy(
-    method: GFNet, *, settings: ppo.Settings = ppo.SETTINGS, **_
-) -> Objective:
+def policy(method: GFNet, *, settings: ppo.Settings = ppo.SETTINGS, **_) -> Objective:
     """Return the loss of proximal policy optimisation: the second training.
 
     A reward is what a patch adds to the probability of the true class. There is one
@@ -138,7 +136,7 @@ OBJECTIVES = {"gfnet_networks": networks, "gfnet_policy": policy}
 
 
 def _check(method, label_smoothing=0.0) -> None:
-    if not isinstance(method, GFNet):
+    if not hasattr(method, "patch_pixels"):
         raise ValueError(
             f"`method` is a {type(method).__name__}; this objective needs a GFNet"
         )
@@ -180,9 +178,7 @@ def _look(method, variables, images, see, choose):
         else:
             pixels = method.glance_pixels(images)
         pooled, maps, own = see(role, pixels, t)
-        memory, logits = method.answer(
-            variables["classifier"], pooled, own, memory, t
-        )
+        memory, logits = method.answer(variables["classifier"], pooled, own, memory, t)
         yield logits.astype(jnp.float32), own.astype(jnp.float32), maps
 
 
