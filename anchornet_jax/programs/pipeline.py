@@ -16,6 +16,7 @@ from anchornet_jax import models
 from anchornet_jax.data import loading
 from anchornet_jax.figures import report
 from anchornet_jax.inference import export
+from anchornet_jax.methods import registry
 from anchornet_jax.models import multiply_adds
 from anchornet_jax.programs import (
     analyses_2020,
@@ -79,15 +80,19 @@ def _described(found: dict) -> str:
 def convert(config, directory) -> dict:
     """Turn a file of PyTorch weights into `directory`/network, for `networks.load`.
 
-    The classes have no names: such a file has none.
+    Of a method whose networks are published in one file, `config.method.name`, each role
+    gets a directory. The classes have no names: such a file has none.
 
     Returns:
-      `network`, its directory, `num_classes` and `parameters`.
+      `num_classes`, `parameters`, and by role the directory of each network, such as
+      `network`.
 
     Raises:
       ValueError: for a file that cannot be read or is of another network, before
         anything is written.
     """
+    if config.method.name:
+        return _convert_method(config, directory)
     try:
         classes = config.num_classes or _classes(torch_import.read(config.source))
         description = {
@@ -112,6 +117,30 @@ def convert(config, directory) -> dict:
         "parameters": multiply_adds.parameters(variables),
     }
     return result
+
+
+def _convert_method(config, directory) -> dict:
+    """Convert all networks of a method, see `convert`."""
+    name, known = config.method.name, registry.PUBLISHED
+    if name not in known or config.num_classes or config.fresh_classifier:
+        raise ValueError(
+            f"`config.method.name` is {name!r}, `config.num_classes` "
+            f"{config.num_classes} and `config.fresh_classifier` "
+            f"{config.fresh_classifier}; of a method's file allowed are {sorted(known)}, "
+            "0 and False"
+        )
+    found = known[name](config.source, config.model)
+    directory = workdir.claim(directory, config.to_dict())
+    total = 0
+    for role, (_, variables, about) in found.items():
+        described = dict(about["model"])
+        networks.save(directory / role, described, variables, config=config.to_dict())
+        total += multiply_adds.parameters(variables)
+    return {
+        "num_classes": described["num_classes"],
+        "parameters": total,
+        **{role: str(directory / role) for role in found},
+    }
 
 
 def _classes(state) -> int:
