@@ -113,7 +113,8 @@ def get_config() -> ml_collections.ConfigDict:
     # The export: of `method`, with the rules that an evaluation of it fitted.
     config.evaluation = ""  # its directory; may stay empty
 
-    # A conversion of PyTorch weights to the network `model`.
+    # A conversion of PyTorch weights to the network `model`, or with `method.name` to all
+    # networks of a method whose encoders it is, a key of registry.PUBLISHED.
     config.source = ""  # the file: .pth, .pth.tar, .safetensors
     config.num_classes = 0  # 0: as many as the file's classifier has
     config.fresh_classifier = False  # start a new one where the number differs

@@ -15,6 +15,12 @@ no others (`warmed_up_at_random`). Of the paper's own training programs the firs
 stages take the place of weights that were given; that a glance is bicubic in training, and
 bilinear in the published DenseNets and RegNets alone, is `method.resize`.
 
+Published weights, which configs/convert.py turns into a DIRECTORY, take the place of the
+trainings: `--config.stages.fine_tune.program=given` and
+`--config.stages.fine_tune.init_from=DIRECTORY`, for `warm_up` and `policy` the same, for
+`full_image` and `glance` DIRECTORY/patch and DIRECTORY/glance. For RegNets add
+`--config.stages.evaluate.method.own_head=True` (and of `export`, likewise).
+
 Data: `plates` draws itself; `imagenette/320px-v2` is downloaded (342 MB); `folder` reads
 `--config.data.name=folder:DIRECTORY`, train/CLASS/*.jpg and val/CLASS/*.jpg; `imagenet`
 is imagenet2012 of TFDS, of whose training images 25,000 are kept for calibration.

@@ -20,6 +20,7 @@ from anchornet_jax.programs import pipeline
 from anchornet_jax.runtime import networks as disk
 from anchornet_jax.runtime import torch_import
 from configs import convert
+from configs import gfnet as gfnet_config
 from tests import torch_writer
 from tests.test_gfnet_method import ENCODER, PATCH, networks
 
@@ -65,9 +66,10 @@ def tiny(monkeypatch):
         monkeypatch.setitem(models.MODELS, name, (ResNet, ENCODER))
 
 
-@pytest.mark.parametrize("cascade", [False, True])
 @pytest.mark.parametrize(
-    ("prefix", "beside"), [("module.", RELEASED), ("", TRAINED)], ids=["final", "own"]
+    ("cascade", "prefix", "beside"),
+    [(False, "module.", RELEASED), (True, "", TRAINED)],
+    ids=["released", "trained"],
 )
 def test_convert_reads_both_layouts(cascade, prefix, beside, tiny, tmp_path):
     """All networks to the bit, and a method that is made of them."""
@@ -86,6 +88,11 @@ def test_convert_reads_both_layouts(cascade, prefix, beside, tiny, tmp_path):
         )
         total += multiply_adds.parameters(network.variables)
     assert result["parameters"] == total
+    stage = gfnet_config.get_config().stages.fine_tune
+    stage.init_from = str(tmp_path / "run")
+    taken = pipeline.given(stage, tmp_path / "taken")
+    assert set(taken) == set(found)
+    assert disk.load(taken["policy"]).metadata["model"]["name"] == "gfnet_policy"
     method = registry.create("gfnet", found, inputs=3, patch_size=PATCH)
     assert len(method.macs(48)) == 3
 
@@ -108,6 +115,7 @@ def test_refused(tiny, tmp_path):
     for encoder, message in (
         ("bagnet9", "`encoder` is 'bagnet9'; allowed are networks whose names begin"),
         ("resnet18", "do not match"),
+        ("efficientnet_b0", "model_prime_state_dict of .* are no weights of efficient"),
     ):
         write(path, given, "", TRAINED)
         with pytest.raises(ValueError, match=message):
@@ -131,6 +139,10 @@ def test_refused(tiny, tmp_path):
     with pytest.raises(ValueError, match="`config.num_classes` 3 and .* allowed are"):
         pipeline.convert(config, tmp_path / "run")
     assert not (tmp_path / "run").exists()
+    stage = gfnet_config.get_config().stages.policy
+    stage.init_from = str(tmp_path)
+    with pytest.raises(ValueError, match="which has no directory of a network that is"):
+        pipeline.given(stage, tmp_path / "taken")
 
 
 def timm_names(width, depth, classes):
@@ -193,12 +205,11 @@ def test_names_of_efficientnet():
     )
 
 
-def test_widths_of_mobilenet():
-    """Both published ones: told by the last map; 43 and 120 M multiply-adds a glance."""
-    for width, side, macs in ((1.0, 96, 43), (1.25, 128, 120)):
-        last = {"blocks.6.0.conv.weight": np.empty((round(960 * width), 1, 1, 1))}
-        _, own = gfnet_weights.FAMILIES["mobilenet"](last)
-        model = models.create("mobilenet_v3_large", 1000, **own)
-        assert round(multiply_adds.model_macs(model, side) / 1e6) == macs
+def test_wider_mobilenet():
+    """Told by the last map; a glance of 128 px takes 120 M multiply-adds."""
+    last = {"blocks.6.0.conv.weight": np.empty((1200, 1, 1, 1))}
+    _, own = gfnet_weights.FAMILIES["mobilenet"](last)
+    model = models.create("mobilenet_v3_large", 1000, **own)
+    assert round(multiply_adds.model_macs(model, 128) / 1e6) == 120
     own = SHAPES["gfnet_mobilenetv3_large_100_96"]["model.blocks.6.0.conv.weight"]
     assert own[0] == gfnet.V3_LAST

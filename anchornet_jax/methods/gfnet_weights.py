@@ -86,7 +86,12 @@ def read(path, encoder: str) -> dict[str, Network]:
     described, given = classifier(states["fc"])
     classes = described["num_classes"]
     for role in ENCODERS:
-        renamed, own = FAMILIES[family](states[KEYS[role]])
+        try:
+            renamed, own = FAMILIES[family](states[KEYS[role]])
+        except (LookupError, ValueError):  # a name that the rule does not know
+            raise ValueError(
+                f"{KEYS[role]} of {path} are no weights of {encoder}"
+            ) from None
         about = {"name": encoder, "num_classes": classes, **own}
         found[role] = _network(about, renamed, (size,))
     found["classifier"] = _network(described, states["fc"], given)

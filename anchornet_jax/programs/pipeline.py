@@ -159,22 +159,48 @@ def _classes(state) -> int:
 
 
 def given(config, directory) -> dict:
-    """Take a network that was trained elsewhere in the place of a training.
+    """Take what was trained elsewhere in the place of a training.
+
+    In the place of one that trains several networks of `config.method`, `config.init_from`
+    holds a directory for each role, such as a stage or a conversion writes; a role that is
+    not there is left out.
 
     Returns:
-      `network`, its directory.
+      By role the directory of each network, such as `network`.
 
     Raises:
       ValueError: if `config.init_from` holds no network, or weights that are not there.
     """
     if not config.init_from:
         raise ValueError("`config.init_from` is empty; give a network's directory")
-    known = pretrained.named(config.init_from)
-    network = (pretrained.create if known else networks.load)(config.init_from)
+    found = {train.NETWORK: config.init_from}
+    if config.objective in train.OF_A_METHOD:
+        places = pathlib.Path(config.init_from).glob("*/metadata.json")
+        known = registry.METHODS[config.method.name].roles(**_arguments(config.method))
+        found = {p.parent.name: str(p.parent) for p in sorted(places)}
+        found = {role: path for role, path in found.items() if role in known}
+        if not found:
+            raise ValueError(
+                f"`config.init_from` is {config.init_from!r}, which has no directory of "
+                f"a network that is named {', '.join(known)}"
+            )
+    taken = {role: _take(path) for role, path in found.items()}
     directory = workdir.claim(directory, config.to_dict())
-    target, about = directory / train.NETWORK, dict(network.metadata)
-    networks.save(target, about.pop("model"), network.variables, **about)
-    return {"network": str(target)}
+    for role, network in taken.items():
+        about = dict(network.metadata)
+        described = about.pop("model")
+        networks.save(directory / role, described, network.variables, **about)
+    return {role: str(directory / role) for role in taken}
+
+
+def _take(path):
+    known = pretrained.named(path)
+    return (pretrained.create if known else networks.load)(path)
+
+
+def _arguments(method) -> dict:
+    """Return what a config's method has beside its name and its networks."""
+    return {k: v for k, v in method.items() if k not in ("name", "networks")}
 
 
 STAGES = {
