@@ -64,6 +64,18 @@ def get_config() -> ml_collections.ConfigDict:
     config.view.branch = 0  # px, 63, 95 or 111; 0: what the localiser of 2020 chooses
     config.view.size = 0  # px, of patches; 0: what a location of the localiser sees
 
+    # Or several networks of `method` that learn together, see training/gfnet.py: those
+    # that have a directory start from it, the others are new, as `parts` has them.
+    config.parts = ml_collections.ConfigDict()  # {role: arguments of models.create}
+    config.fixed = ()  # roles that stay as they are, of those that would learn
+    config.auxiliary = 1.0  # weight of the encoders' own heads
+    config.ppo = ml_collections.ConfigDict()  # arguments of ppo.Settings
+    config.ppo.discount = 0.7  # of a reward, per step
+    config.ppo.clip = 0.2  # how far a ratio of probabilities may leave 1
+    config.ppo.value_weight = 0.5  # of the critic's squared error
+    config.ppo.entropy_weight = 0.01  # without effect, the deviation is fixed
+    config.ppo.deviation = 0.1  # of each coordinate of an action
+
     # Training; batch_size counts images on all devices together.
     config.batch_size = 256  # a multiple of the devices
     config.accumulate = 1  # parts a device takes its images in, to fit small memory
@@ -78,6 +90,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.optimizer.nesterov = True  # as the authors in Stage I, not in Stage II
     config.optimizer.weight_decay = 1e-4  # on every parameter
     config.optimizer.freeze = ""  # pattern of parameter paths that stay as they are
+    config.optimizer.rates = ml_collections.ConfigDict()  # {role: factor of the rate}
     config.label_smoothing = 0.0  # share of the target that all classes get
     config.mixup = 0.0  # alpha of the Beta distribution; 0: images are not mixed
     config.save_every_epochs = 1.0  # evaluate on the calibration split, checkpoint
@@ -103,7 +116,8 @@ def get_config() -> ml_collections.ConfigDict:
     # The export: of `method`, with the rules that an evaluation of it fitted.
     config.evaluation = ""  # its directory; may stay empty
 
-    # A conversion of PyTorch weights to the network `model`.
+    # A conversion of PyTorch weights to the network `model`, or with `method.name` to all
+    # networks of a method whose encoders it is, a key of registry.PUBLISHED.
     config.source = ""  # the file: .pth, .pth.tar, .safetensors
     config.num_classes = 0  # 0: as many as the file's classifier has
     config.fresh_classifier = False  # start a new one where the number differs
@@ -233,9 +247,14 @@ def training(
     return stage
 
 
-def trained(stage: str) -> str:
-    """Return where a stage's network will be, inside the pipeline's directory."""
-    return f"{stage}/network"
+def trained(stage: str, role: str = "network") -> str:
+    """Return where a stage's network will be, inside the pipeline's directory.
+
+    Args:
+      stage: that trains it.
+      role: of a stage that trains several.
+    """
+    return f"{stage}/{role}"
 
 
 def pipeline(config, trainings: dict, method, references, **programs):

@@ -37,6 +37,11 @@ BAD = {
     "optimizer.boundaries": [(0.6, 0.3), (0.3, 0.3), (30,), (0.0,), ("a",)],
     "optimizer.momentum": [5.0, -1.0, math.nan, 1.0],
     "optimizer.weight_decay": [-1.0, math.nan],
+    "optimizer.rates": [{"patch": -1.0}, {"patch": "high"}],
+    "fixed": [(1,)],
+    "auxiliary": [-1.0],
+    "ppo.discount": [1.1, -0.1],
+    "ppo.deviation": [0.0],
     "label_smoothing": [1.0, -0.1],
     "mixup": [-1.0],
     "save_every_epochs": [0.0],
@@ -107,6 +112,7 @@ def test_every_key_has_a_range():
         "method.networks",
         "references",
         "networks",
+        "parts",  # models.PARTS as well
         "stages",
         "order",
     }

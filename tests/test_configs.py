@@ -11,7 +11,7 @@ import pytest
 from anchornet_jax import models
 from anchornet_jax.methods import registry, views
 from anchornet_jax.programs import localizers, pipeline
-from anchornet_jax.training import optimizers
+from anchornet_jax.training import optimizers, train
 from configs import common, large
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -27,6 +27,9 @@ CONFIGS = [  # (file, argument)
     ("bagnet", ""),
     *(("bagnet", f"{data},resnet50") for data in common.DATA),
     *((file, data) for file in (*EXITS, "saccader") for data in ("", *common.DATA)),
+    ("gfnet", ""),
+    *(("gfnet", f"{data},densenet121") for data in common.DATA),
+    *(("gfnet", f"imagenet,{name}") for name in ("regnet_y_600mf", "efficientnet_b2")),
     *(("folder", machine) for machine in ("", "laptop", "gpu")),
     *(("large", data) for data in ("", *large.DATA)),
     ("photos", ""),
@@ -48,16 +51,16 @@ def keys(tree, prefix=""):
     """Return the path of every value; what a method takes is the method's own."""
     if not hasattr(tree, "items"):
         return {prefix}
-    if prefix in (".method", ".references", ".networks"):
+    if prefix in (".method", ".references", ".networks", ".parts", ".optimizer.rates"):
         return {prefix}
     return {k for name, part in tree.items() for k in keys(part, f"{prefix}.{name}")}
 
 
 def methods(config):
-    """Return all methods that a config's stages evaluate."""
+    """Return all methods that a config's stages evaluate or train, with the stage."""
     return [
-        method
-        for stage in config.stages.values()
+        (name, method)
+        for name, stage in config.stages.items()
         for method in (stage.method, *stage.references.values())
         if method.name
     ]
@@ -88,15 +91,18 @@ def test_methods_of_a_config(file, argument):
     """Their arguments are those of the registry's, their networks those of stages."""
     config = load(file, argument)
     assert bool(methods(config)) == bool(config.stages)
-    for method in methods(config):
+    for used, method in methods(config):
         arguments = set(inspect.signature(registry.METHODS[method.name]).parameters)
         assert set(method) - OWN <= arguments
-        for path in method.networks.values():
+        for role, path in method.networks.items():
+            if not path:  # a new one
+                assert role in config.stages[used].parts
+                continue
             stage, name = path.split("/")
-            assert name == "network"
+            several = config.stages[stage].objective in train.OF_A_METHOD
+            assert name == (role if several else "network")
             assert config.stages[stage].program in ("train", "given")
-            used = config.order.index("evaluate")
-            assert config.order.index(stage) < used
+            assert config.order.index(stage) < config.order.index(used)
 
 
 @pytest.mark.parametrize("file", sorted({file for file, _ in CONFIGS}))
@@ -114,7 +120,8 @@ def test_docstring_has_commands_that_work(file):
 
 
 @pytest.mark.parametrize(
-    "file", ["anchornet", "anchornet_2020", "bagnet", "saccader", "static", *EXITS]
+    "file",
+    ["anchornet", "anchornet_2020", "bagnet", "gfnet", "saccader", "static", *EXITS],
 )
 def test_stages_share_data_splits_and_seed(file):
     """So that one flag gives a pipeline another data set."""
@@ -217,6 +224,58 @@ def test_rivals_of_2020_are_those_of_its_tables():
     assert importlib.import_module("configs.anchornet_2020").RIVALS == localizers.RIVALS
 
 
+@pytest.mark.parametrize(
+    ("network", "rate", "factors", "decay", "auxiliary", "epochs", "hidden"),
+    [
+        ("resnet50", 0.01, (10, 1), 1e-4, 1, 60, 1024),
+        ("densenet201", 0.01, (10, 1), 1e-4, 1, 60, 1024),
+        ("regnet_y_800mf", 0.02, (5, 0.5), 5e-5, 1, 60, 256),
+        ("mobilenet_v3_large", 0.005, (20, 2), 1e-4, 5, 90, 256),
+        ("efficientnet_b3", 0.005, (20, 2), 1e-4, 5, 30, 256),
+    ],
+)
+def test_three_trainings_of_gfnet(
+    network, rate, factors, decay, auxiliary, epochs, hidden
+):
+    """The published settings: rates, decay, epochs, and what learns at which stage."""
+    stages = load("gfnet", f"imagenet,{network}").stages
+    cascade = auxiliary == 5
+    for name, factor in zip(("warm_up", "fine_tune"), factors):
+        stage = stages[name]
+        assert stage.objective == "gfnet_networks" and stage.batch_size == 256
+        assert (stage.epochs, stage.auxiliary) == (epochs, auxiliary)
+        assert stage.fixed == (("glance",) if cascade else ())
+        own = stage.optimizer
+        assert (own.name, own.schedule, own.warmup) == ("sgd", "cosine", 0)
+        assert (own.learning_rate, own.weight_decay) == (rate, decay)
+        assert own.nesterov and own.rates.to_dict() == {"classifier": factor}
+    assert stages.warm_up.method.places == "random"
+    assert "policy" not in stages.warm_up.method.networks
+    policy, own = stages.policy, stages.policy.optimizer
+    assert (policy.objective, policy.epochs, policy.batch_size) == (
+        "gfnet_policy",
+        15,
+        256,
+    )
+    assert (own.name, own.learning_rate, own.momentum) == ("adam", 3e-4, 0.9)
+    assert (own.schedule, own.boundaries, own.weight_decay) == ("step", (), 0)
+    assert policy.method.networks.patch == "warm_up/patch"
+    assert policy.parts.policy.hidden == hidden
+    assert (
+        policy.parts.classifier.name == f"gfnet_{'cascade' if cascade else 'recurrent'}"
+    )
+    assert stages.fine_tune.method.networks.policy == "policy/policy"
+    assert stages.fine_tune.method.networks.classifier == "warm_up/classifier"
+    ends = stages.evaluate.method.networks
+    assert ends.patch == "fine_tune/patch" and ends.policy == "policy/policy"
+    assert ends.glance == ("glance/network" if cascade else "fine_tune/glance")
+
+
+def test_networks_that_gfnet_does_not_know():
+    with pytest.raises(ValueError, match="`network` is 'bagnet9'; GFNet knows names"):
+        load("gfnet", "plates,bagnet9")
+
+
 def test_a_laptop_trains_the_last_blocks():
     """Those of the pretrained network alone; AnchorNet has no weights to keep."""
     stages = load("folder", "laptop").stages
@@ -259,7 +318,7 @@ def test_stage_two(network, stage, view):
     assert (config.batch_size, config.epochs) == (256, 30)
     assert config.init_from == "full_image/network"
     assert config.localizer == ("localizer/network" if stage == "patch" else "")
-    optimizer = dict(config.optimizer)
+    optimizer = config.optimizer.to_dict()
     del optimizer["boundaries"]  # of the step schedule
     assert optimizer == {
         "name": "sgd",
@@ -270,6 +329,7 @@ def test_stage_two(network, stage, view):
         "nesterov": False,
         "weight_decay": 1e-4,
         "freeze": "",
+        "rates": {},
     }
 
 
@@ -280,6 +340,7 @@ def test_stage_two(network, stage, view):
         ("anchornet", "cifar,resnet50", "plates, imagenette, folder, imagenet"),
         ("anchornet", "plates,resnet50,full", "plates, imagenette, folder, imagenet"),
         ("anchornet_2020", "folder,resnet50", "plates, imagenet"),
+        ("gfnet", "resnet50", "plates, imagenette, folder, imagenet"),
         ("msdnet", "cifar", "plates, imagenette, folder, imagenet"),
     ],
 )

@@ -7,6 +7,7 @@ import pytest
 
 from anchornet_jax import models
 from anchornet_jax.inference import engine, export, folding, stopping
+from anchornet_jax.methods import gfnet as gfnet_method
 from anchornet_jax.methods import method as protocol
 from anchornet_jax.methods import registry
 from anchornet_jax.models import Network, gfnet
@@ -59,13 +60,16 @@ def networks(cascade):
     return found
 
 
-@pytest.fixture(scope="module", params=[False, True], ids=["recurrent", "cascade"])
+@pytest.fixture(scope="module", params=["recurrent", "cascade", "random"])
 def method(request):
-    """Return the method, three inputs."""
+    """Return the method, three inputs; the last one looks at random places."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(models.MODELS, "tiny_encoder", (ResNet, ENCODER))
-        given = networks(request.param)
-        yield registry.create("gfnet", given, inputs=3, patch_size=PATCH)
+        given = networks(request.param == "cascade")
+        places = "random" if request.param == "random" else "policy"
+        if places == "random":
+            del given["policy"]
+        yield registry.create("gfnet", given, inputs=3, patch_size=PATCH, places=places)
 
 
 @pytest.fixture(scope="module")
@@ -117,13 +121,13 @@ def test_export_equals_the_table(method, images, table, tmp_path):
 def test_folding_keeps_what_sees_no_pixels(method):
     folded = folding.fold_method(method, SIZE)
     assert "batch_stats" not in folded.networks["patch"].variables
-    assert folded.networks["policy"] is method.networks["policy"]
+    assert folded.networks["classifier"] is method.networks["classifier"]
     assert protocol.costs(folded, SIZE) == protocol.costs(method, SIZE)
 
 
 def test_boxes_are_inside(method, table):
     boxes = table["boxes"]
-    assert (boxes[:, 0] == -1).all()
+    assert (boxes[:, 0] == -1).all() and len(np.unique(boxes[:, 1:], axis=0)) > 1
     assert boxes[:, 1:].min() >= 0 and boxes[:, 1:].max() <= SIZE
     assert registry.name(method) == "gfnet"
 
@@ -133,9 +137,10 @@ def test_refused(method):
         ({"inputs": 0}, "`inputs` is 0; allowed is 1"),
         ({"patch_size": 1}, "`patch_size` is 1; allowed is 2 or more"),
         ({"resize": "area"}, "`resize` is 'area'; choose one of"),
+        ({"places": "policies"}, "`places` is 'policies'; choose one of"),
     ):
         with pytest.raises(ValueError, match=message):
-            registry.create("gfnet", method.networks, **change)
+            gfnet_method.GFNet(method.networks, **change)
     with pytest.raises(ValueError, match="images have 31 pixels a side; patches of 32"):
         method.start(1, PATCH - 1)
     with pytest.raises(ValueError, match="`step` is 6; allowed is 2 to 5"):

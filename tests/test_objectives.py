@@ -170,7 +170,9 @@ def two_networks():
     def predict(variables, frozen, images, keys):
         return logits(variables, images, False)[0]
 
-    return objectives.Objective(trained, dict.fromkeys(trained, 8), loss, predict)
+    return objectives.Objective(
+        trained, dict.fromkeys(trained, objectives.image(8)), loss, predict
+    )
 
 
 def test_two_networks_with_a_rate_each():

@@ -200,9 +200,12 @@ def test_first_state(tiny):  # noqa: F811
     )
     jax.tree.map(np.testing.assert_array_equal, again, state)
     given = variables[NETWORK]
-    assert checkpoint.match(given, train_step.shapes(Tiny(3), 96)) is given
+    assert (
+        checkpoint.match(given, train_step.shapes(Tiny(3), objectives.image(96)))
+        is given
+    )
     with pytest.raises(ValueError, match=r"(?s)\+ .*fc/kernel.*- .*fc/kernel"):
-        checkpoint.match(given, train_step.shapes(Tiny(4), 96))
+        checkpoint.match(given, train_step.shapes(Tiny(4), objectives.image(96)))
 
 
 def test_a_batch_may_have_to_stay_whole():

@@ -197,7 +197,7 @@ def table(found: Mapping[str, Evaluation]) -> str:
 
 def _references(found: Mapping[str, Evaluation]) -> dict[str, Reference]:
     """Return the references of one evaluation alone."""
-    return [*found.values()][0].references if len(found) == 1 else {}
+    return next(iter(found.values())).references if len(found) == 1 else {}
 
 
 def _row(one, name, rule, point, of=None) -> tuple[str, ...]:

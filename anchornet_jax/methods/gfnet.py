@@ -12,12 +12,13 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from anchornet_jax.methods import patches, preprocessing
+from anchornet_jax.methods import localize, patches, preprocessing
 from anchornet_jax.methods.method import Regions, Step
 from anchornet_jax.models import Network, gfnet, multiply_adds, ranet
 
 ROLES = ("glance", "patch", "classifier", "policy")
 RESIZES = ("bicubic", "bilinear")
+PLACES = ("policy", "random")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -33,6 +34,8 @@ class GFNet:
       own_head: the glance encoder's own head gives the first answer, as in the released
         RegNets, while the classifier takes the glance all the same. A cascade has no
         other first answer.
+      places: what says where to look; "random" needs no policy, and an image's own
+        pixels decide: it is looked at in the same places in whatever batch it is.
     """
 
     networks: dict[str, Network]
@@ -40,6 +43,7 @@ class GFNet:
     patch_size: int = 96
     resize: str = "bicubic"
     own_head: bool = False
+    places: str = "policy"
 
     def __post_init__(self):
         most = getattr(self._model("classifier"), "most", self.inputs)
@@ -49,16 +53,18 @@ class GFNet:
             raise ValueError(f"`patch_size` is {self.patch_size}; allowed is 2 or more")
         if self.resize not in RESIZES:
             raise ValueError(f"`resize` is {self.resize!r}; choose one of {RESIZES}")
+        if self.places not in PLACES:
+            raise ValueError(f"`places` is {self.places!r}; choose one of {PLACES}")
 
     @staticmethod
-    def roles(**_) -> tuple[str, ...]:
+    def roles(*, places: str = "policy", **_) -> tuple[str, ...]:
         """Return the roles of its networks."""
-        return ROLES
+        return ROLES if places == "policy" else ROLES[:-1]
 
     @property
     def arguments(self) -> dict:
         """Return what makes the same method of the same networks."""
-        names = ("inputs", "patch_size", "resize", "own_head")
+        names = ("inputs", "patch_size", "resize", "own_head", "places")
         return {name: getattr(self, name) for name in names}
 
     sources = ()  # answers are no sums
@@ -66,10 +72,10 @@ class GFNet:
     @functools.cached_property
     def steps(self) -> tuple[Step, ...]:
         """Return the glance and the patches; a cascade's patches differ by step."""
-        roles = ("patch", "classifier", "policy")
+        roles = self.roles(places=self.places)[1:]
         if self._cascades:
             later = [
-                Step(f"focus {t}", roles, functools.partial(self._focus, step=t + 1))
+                Step(f"focus {t}", roles, functools.partial(self._focus, step=t))
                 for t in range(1, self.inputs)
             ]
         else:
@@ -77,35 +83,55 @@ class GFNet:
         return (Step("glance", ("glance", "classifier"), self._glance), *later)
 
     def start(self, count: int, image_size: int) -> dict:
-        """Return room for the last map, both memories and the places."""
+        """Return room for both memories, and for what says where to look and did."""
         if image_size < self.patch_size:
             raise ValueError(
                 f"images have {image_size} pixels a side; patches of {self.patch_size} "
                 "need at least as many"
             )
-        pooled, maps, _ = self._shapes
-        memory = self._model("classifier").memory(pooled.shape[-1], self.inputs)
-        return {
-            "map": jnp.zeros((count, *maps.shape[1:]), maps.dtype),
-            "memory": jnp.zeros((count, memory), jnp.float32),
-            "policy": jnp.zeros((count, self._model("policy").hidden), jnp.float32),
+        own = {
+            "memory": self.memory(count),
             "boxes": jnp.full((count, self.inputs, 4), -1, jnp.int32),
         }
+        if self.places == "random":
+            return own | {"actions": jnp.zeros((count, self.inputs, 2), jnp.float32)}
+        maps = self._shapes[1]
+        hidden = self._model("policy").hidden
+        return own | {
+            "map": jnp.zeros((count, *maps.shape[1:]), maps.dtype),
+            "policy": jnp.zeros((count, hidden), jnp.float32),
+        }
+
+    def memory(self, count: int) -> jax.Array:
+        """Return the classifier's memory [B, M] of `count` new images."""
+        features = self._shapes[0].shape[-1]
+        entries = self._model("classifier").memory(features, self.inputs)
+        return jnp.zeros((count, entries), jnp.float32)
+
+    def given(self) -> dict[str, tuple[jax.ShapeDtypeStruct, ...]]:
+        """Return what each role's network is called with for one image, as shapes.
+
+        The networks' variables may be None.
+        """
+        pooled, maps, _ = self._shapes
+        features = pooled.shape[-1]
+        row = lambda entries: jax.ShapeDtypeStruct((1, entries), jnp.float32)
+        images = (_images(self.patch_size),)
+        if self._cascades:
+            seen = (row(2 * features),)
+        else:
+            seen = row(features), row(self._model("classifier").hidden)
+        found = {"glance": images, "patch": images, "classifier": seen}
+        if self.places == "policy":
+            found["policy"] = maps, row(self._model("policy").hidden)
+        return found
 
     def macs(self, image_size: int) -> list[int]:
         """Return what each step takes; the policy belongs to the step that it opens."""
-        state = jax.eval_shape(lambda: self.start(1, image_size))
         glance = self._encoder_macs("glance", self.own_head or self._cascades)
         patch = self._encoder_macs("patch", False)
         found = [glance + self._classifier_macs(1)]
-        policy = self._model("policy")
-        own = multiply_adds.macs(
-            policy.apply,
-            self.networks["policy"].variables,
-            state["map"],
-            state["policy"],
-        )
-        own -= policy.hidden  # nobody reads the critic's value
+        own = self._policy_macs() if self.places == "policy" else 0
         for t in range(2, self.inputs + 1):
             found.append(own + patch + self._classifier_macs(t))
         return found
@@ -128,17 +154,23 @@ class GFNet:
     @functools.cached_property
     def _shapes(self):
         """Return the shapes of an image's features, map and logits."""
-        images = jax.ShapeDtypeStruct(
-            (1, self.patch_size, self.patch_size, 3), "float32"
-        )
         model, variables, _ = self.networks["patch"]
-        return jax.eval_shape(functools.partial(gfnet.encode, model), variables, images)
+        images = _images(self.patch_size)
+        if variables is None:  # before its training
+            variables = jax.eval_shape(model.init, jax.random.key(0), images)
+        encode = functools.partial(gfnet.encode, model)
+        return jax.eval_shape(encode, variables, images)
 
     def _encoder_macs(self, role, answers):
         """Return an encoder's multiply-adds, without its head unless that answers."""
         model, (pooled, _, logits) = self._model(role), self._shapes
         head = 0 if answers else pooled.shape[-1] * logits.shape[-1]
         return multiply_adds.model_macs(model, self.patch_size) - head
+
+    def _policy_macs(self):
+        model, variables, _ = self.networks["policy"]
+        own = multiply_adds.macs(model.apply, variables, *self.given()["policy"])
+        return own - model.hidden  # nobody reads the critic's value
 
     def _classifier_macs(self, step):
         model, variables, _ = self.networks["classifier"]
@@ -151,43 +183,89 @@ class GFNet:
         run = functools.partial(model.apply, step=step)
         return multiply_adds.macs(run, variables, jnp.zeros((1, step * features)))
 
-    def _glance(self, variables, pixels, rows, state, t):
-        model = self._model("glance")
-        images = preprocessing.normalise(patches.take(pixels, rows), model)
-        if self.resize == "bicubic":
-            images = patches.resize(images, self.patch_size)
-        else:
-            images = ranet.resize(images, (self.patch_size,) * 2)
-        pooled, maps, own = gfnet.encode(model, variables["glance"], images)
-        if self._cascades:
-            memory = state["memory"].at[:, : pooled.shape[-1]].set(pooled)
-            logits = own
-        else:
-            memory, logits = self._model("classifier").apply(
-                variables["classifier"], pooled, state["memory"]
-            )
-            logits = own if self.own_head else logits
-        return {**state, "map": maps, "memory": memory}, logits.astype(jnp.float32)
+    def glance_pixels(self, pixels, rows=None) -> jax.Array:
+        """Return whole images at the patches' size [b, P, P, 3], as `glance` sees them.
 
-    def _focus(self, variables, pixels, rows, state, t, *, step=None):
-        hidden, actions, _ = self._model("policy").apply(
-            variables["policy"], state["map"], state["policy"]
-        )
+        Args:
+          pixels: uint8 [M, H, W, 3].
+          rows: [b] int32, which of them; all where it is None.
+        """
+        images = patches.take(pixels, rows)
+        images = preprocessing.normalise(images, self._model("glance"))
+        if self.resize == "bicubic":
+            return patches.resize(images, self.patch_size)
+        return ranet.resize(images, (self.patch_size,) * 2)
+
+    def patch_pixels(self, pixels, actions, rows=None) -> tuple[jax.Array, jax.Array]:
+        """Return the patches at actions [b, 2], as `patch` sees them, and their corners.
+
+        Args:
+          pixels: as of `glance_pixels`.
+          actions: (row, column) in [0, 1].
+          rows: as of `glance_pixels`.
+        """
         at = gfnet.corners(actions, pixels.shape[1], self.patch_size)
         images = patches.crop(pixels, at[:, None], self.patch_size, rows)[:, 0]
-        model = self._model("patch")
-        images = preprocessing.normalise(images, model)
-        pooled, maps, _ = gfnet.encode(model, variables["patch"], images)
-        memory, logits = self._answer(variables, pooled, state["memory"], step)
-        box = jnp.concatenate([at, at + self.patch_size], -1)
-        boxes = state["boxes"].at[jnp.arange(at.shape[0]), t].set(box)
-        left = {"map": maps, "memory": memory, "policy": hidden, "boxes": boxes}
-        return {**state, **left}, logits.astype(jnp.float32)
+        return preprocessing.normalise(images, self._model("patch")), at
 
-    def _answer(self, variables, pooled, memory, step):
-        model, own = self._model("classifier"), variables["classifier"]
+    def answer(self, variables, pooled, own, memory, step: int):
+        """Return the memory and logits [b, N] after features [b, F] of an input.
+
+        Args:
+          variables: the classifier's.
+          pooled: the features.
+          own: [b, N], the encoder's own logits, which are a cascade's first answer.
+          memory: [b, M], before.
+          step: place of the input, 0 for the glance; a recurrent classifier asks for
+            none.
+        """
+        model = self._model("classifier")
         if not self._cascades:
-            return model.apply(own, pooled, memory)
+            return model.apply(variables, pooled, memory)
         size = pooled.shape[-1]
-        memory = memory.at[:, (step - 1) * size : step * size].set(pooled)
-        return memory, model.apply(own, memory[:, : step * size], step)
+        memory = memory.at[:, step * size : (step + 1) * size].set(pooled)
+        if step == 0:
+            return memory, own
+        seen = memory[:, : (step + 1) * size]
+        return memory, model.apply(variables, seen, step + 1)
+
+    def _glance(self, variables, pixels, rows, state, t):
+        images = self.glance_pixels(pixels, rows)
+        model = self._model("glance")
+        pooled, maps, own = gfnet.encode(model, variables["glance"], images)
+        memory, logits = self.answer(
+            variables["classifier"], pooled, own, state["memory"], 0
+        )
+        logits = own if self.own_head else logits
+        if self.places == "random":
+            keys = localize.own_keys(patches.take(pixels, rows))
+            draw = lambda key: jax.random.uniform(key, (self.inputs, 2))
+            left = {"actions": jax.vmap(draw)(keys)}
+        else:
+            left = {"map": maps}
+        return {**state, **left, "memory": memory}, logits.astype(jnp.float32)
+
+    def _focus(self, variables, pixels, rows, state, t, *, step=None):
+        row = jnp.arange(t.shape[0])
+        if self.places == "random":
+            actions, left = state["actions"][row, t], {}
+        else:
+            hidden, actions, _ = self._model("policy").apply(
+                variables["policy"], state["map"], state["policy"]
+            )
+            left = {"policy": hidden}
+        images, at = self.patch_pixels(pixels, actions, rows)
+        model = self._model("patch")
+        pooled, maps, own = gfnet.encode(model, variables["patch"], images)
+        memory, logits = self.answer(
+            variables["classifier"], pooled, own, state["memory"], step
+        )
+        if self.places == "policy":
+            left["map"] = maps
+        box = jnp.concatenate([at, at + self.patch_size], -1)
+        left["boxes"] = state["boxes"].at[row, t].set(box)
+        return {**state, **left, "memory": memory}, logits.astype(jnp.float32)
+
+
+def _images(size):
+    return jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)

@@ -45,16 +45,18 @@ class Localization(NamedTuple):
     branch: jax.Array  # [B] int32, which of the localizer's `fields` has the patches
 
 
+def own_keys(images: jax.Array) -> jax.Array:
+    """Return a random key [B] of each image, the same in whatever batch it is."""
+    flat = images.reshape(images.shape[0], -1)
+    place = jnp.arange(flat.shape[1], dtype=jnp.uint32)
+    mixed = (flat.astype(jnp.uint32) + 1) * (place * np.uint32(2654435761) + 1)[None]
+    return jax.vmap(jax.random.key)(mixed.sum(1, dtype=jnp.uint32))
+
+
 def random_map(images: jax.Array, field: ReceptiveField) -> jax.Array:
     """Return random numbers [B, G, G], the same for an image in whatever batch it is."""
-    b, height, width, _ = images.shape
-    place = jnp.arange(height * width * 3, dtype=jnp.uint32)
-    mixed = (images.reshape(b, -1).astype(jnp.uint32) + 1) * (
-        place * np.uint32(2654435761) + 1
-    )[None]
-    keys = jax.vmap(jax.random.key)(mixed.sum(1, dtype=jnp.uint32))
-    grid = field.grid(height, width)
-    return jax.vmap(lambda key: jax.random.uniform(key, grid))(keys)
+    grid = field.grid(*images.shape[1:3])
+    return jax.vmap(lambda key: jax.random.uniform(key, grid))(own_keys(images))
 
 
 def centre_map(images: jax.Array, field: ReceptiveField) -> jax.Array:

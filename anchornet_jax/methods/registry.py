@@ -7,7 +7,7 @@ method = registry.load("static", {"network": "runs/demo/full_image/network"})
 import inspect
 from collections.abc import Mapping
 
-from anchornet_jax.methods import method
+from anchornet_jax.methods import gfnet_weights, method
 from anchornet_jax.methods.anchornet import AnchorNet
 from anchornet_jax.methods.gfnet import GFNet
 from anchornet_jax.methods.large import LargeAnchorNet
@@ -25,6 +25,7 @@ METHODS = {
     "saccader": Saccader,
     "static": Static,
 }
+PUBLISHED = {"gfnet": gfnet_weights.read}  # what reads a file of all networks of one
 
 
 def name(made: method.Method) -> str:

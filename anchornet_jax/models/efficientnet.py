@@ -70,7 +70,9 @@ class EfficientNet(nn.Module):
     def __call__(
         self, images: jax.Array, *, train: bool = False
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """Return logits [B, N] and the last map, `{"features": [B, h, w, C]}`.
+        """Return logits [B, N], the last map and what the classifier reads.
+
+        `{"features": [B, h, w, C], "pooled": [B, C]}`.
 
         Args:
           images: [B, H, W, 3], normalised.
@@ -105,8 +107,9 @@ class EfficientNet(nn.Module):
             )(x)
         stage = len(EFFICIENT_B0) + 1
         x, pooled = mobilenet.head(conv_bn, x, 4, f"features_{stage}", layers.swish)
+        pooled = dropout(self.dropout)(pooled)
         dense = _classifier(self.num_classes, "classifier_1")
-        return dense(dropout(self.dropout)(pooled)), {"features": x}
+        return dense(pooled), {"features": x, "pooled": pooled}
 
 
 class EfficientNetLite(nn.Module):

@@ -29,7 +29,13 @@ def encode(
       variables: its own.
       images: [B, P, P, 3], normalised.
     """
-    logits, out = model.apply(variables, images)
+    return features(*model.apply(variables, images))
+
+
+def features(
+    logits: jax.Array, out: dict[str, jax.Array]
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Return what `encode` does, of what an encoder returned."""
     maps = out["features"]
     pooled = out.get("pooled")
     if pooled is None:
@@ -107,10 +113,10 @@ class CascadeClassifier(nn.Module):
         return features * steps
 
     @nn.compact
-    def __call__(self, seen: jax.Array, step: int) -> jax.Array:
+    def __call__(self, seen: jax.Array, step: int = 2) -> jax.Array:
         """Return logits [B, N] of the features [B, step F] of so many steps, 2 or more.
 
-        At initialisation all layers are made.
+        At initialisation, from those of 2 steps, all layers are made.
         """
         if not 2 <= step <= self.most:
             raise ValueError(f"`step` is {step}; allowed is 2 to {self.most}")
@@ -174,6 +180,11 @@ def corners(actions: jax.Array, image_size: int, size: int) -> jax.Array:
 
 
 V3_STAGES = (1, 2, 3, 4, 2, 3)  # blocks of each stage of MobileNetV3-Large
+V3_LAST, V3_HIDDEN = (
+    960,
+    1280,
+)  # channels of its last map, times its width, and features
+EFFICIENT_STAGES = 7
 REGNET = (
     (r"^stem\.conv\.", "stem.0."),
     (r"^stem\.bn\.", "stem.1."),
@@ -231,19 +242,45 @@ def _v3_name(name):
         return f"{whole[module]}.{leaf}"
     _, stage, block, *part = module.split(".")
     stage, block = int(stage), int(block)
-    excites = stage in (2, 4, 5)
-    # Parts are numbered through what there is; the first block expands nothing.
-    expands = stage > 0
+    part = _block_part(".".join(part), expands=stage > 0, excites=stage in (2, 4, 5))
+    index = sum(V3_STAGES[:stage]) + block + 1
+    return f"features.{index}.block.{part}.{leaf}"
+
+
+def efficientnet_state(state: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Rename an EfficientNet's state dict from timm's old names to torchvision's."""
+    return {_efficient_name(name): array for name, array in state.items()}
+
+
+def _efficient_name(name):
+    last = EFFICIENT_STAGES + 1
+    whole = {
+        "conv_stem": "features.0.0",
+        "bn1": "features.0.1",
+        "conv_head": f"features.{last}.0",
+        "bn2": f"features.{last}.1",
+        "classifier": "classifier.1",
+    }
+    module, _, leaf = name.rpartition(".")
+    if module in whole:
+        return f"{whole[module]}.{leaf}"
+    _, stage, block, *part = module.split(".")
+    part = _block_part(".".join(part), expands=stage != "0", excites=True)
+    return f"features.{int(stage) + 1}.{block}.block.{part}.{leaf}"
+
+
+def _block_part(name, expands, excites):
+    """Rename a part of a block; torchvision numbers them through what there is."""
     depth, project = int(expands), 1 + expands + excites
     numbers = (
         {"conv_pw": "0.0", "bn1": "0.1", "conv_dw": "1.0", "bn2": "1.1"}
         | {"conv_pwl": f"{project}.0", "bn3": f"{project}.1"}
         if expands
-        else {"conv_dw": "0.0", "bn1": "0.1", "conv_pw": "1.0", "bn2": "1.1"}
+        else {"conv_dw": "0.0", "bn1": "0.1"}
+        | {"conv_pw": f"{project}.0", "bn2": f"{project}.1"}
     )
     numbers |= {
         "se.conv_reduce": f"{depth + 1}.fc1",
         "se.conv_expand": f"{depth + 1}.fc2",
     }
-    index = sum(V3_STAGES[:stage]) + block + 1
-    return f"features.{index}.block.{numbers['.'.join(part)]}.{leaf}"
+    return numbers[name]

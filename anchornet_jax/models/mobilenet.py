@@ -115,6 +115,9 @@ class MobileNetV3(nn.Module):
       num_classes: N.
       width: factor of all channels.
       dropout: rate before the classifier, in training.
+      hidden: features that the classifier reads; 0 for 1280 times `width`.
+      relative: an expansion is a multiple of the block's scaled input, as timm has it, not
+        a scaled number itself, as torchvision; without `width` they are the same.
       epsilon: of BatchNorm.
       axis_name: mapped axis over which BatchNorm shares its statistics in training.
       dtype: type of the computation; parameters, statistics and logits are float32.
@@ -123,6 +126,8 @@ class MobileNetV3(nn.Module):
     num_classes: int
     width: float = 1.0
     dropout: float = 0.2
+    hidden: int = 0
+    relative: bool = False
     epsilon: float = 1e-3
     axis_name: str | None = None
     dtype: jnp.dtype = jnp.float32
@@ -157,6 +162,9 @@ class MobileNetV3(nn.Module):
         x = stem(conv_bn, images, wide(16), nn.hard_swish)
         for i, row in enumerate(V3_LARGE, 1):
             expanded = wide(row.expanded)
+            if self.relative:
+                before = V3_LARGE[i - 2].out if i > 1 else row.expanded
+                expanded = scaled(x.shape[-1], row.expanded / before)
             squeezed = layers.make_divisible(expanded // 4)
             x = MBConv(
                 conv_bn,
@@ -170,7 +178,8 @@ class MobileNetV3(nn.Module):
             )(x)
         x, pooled = head(conv_bn, x, 6, f"features_{i + 1}", nn.hard_swish)
         dense = functools.partial(nn.Dense, kernel_init=nn.initializers.normal(0.01))
-        hidden = nn.hard_swish(dense(wide(1280), name="classifier_0")(pooled))
+        features = self.hidden or wide(1280)
+        hidden = nn.hard_swish(dense(features, name="classifier_0")(pooled))
         hidden = nn.Dropout(self.dropout, deterministic=not train)(hidden)
         logits = dense(self.num_classes, name="classifier_3")(hidden)
         return logits, {"features": x, "pooled": hidden}

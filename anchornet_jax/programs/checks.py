@@ -122,6 +122,17 @@ KEYS = {
     "optimizer.nesterov": TRUTH,
     "optimizer.weight_decay": number(0),
     "optimizer.freeze": TEXT,
+    "optimizer.rates": Allowed(
+        "factors from 0 by role",
+        lambda v: all(_is_number(factor) and factor >= 0 for factor in v.values()),
+    ),
+    "fixed": Allowed("roles", lambda v: all(isinstance(role, str) for role in v)),
+    "auxiliary": number(0),
+    "ppo.discount": number(0, 1),
+    "ppo.clip": number(0),
+    "ppo.value_weight": number(0),
+    "ppo.entropy_weight": number(0),
+    "ppo.deviation": number(0, ends="()"),
     "label_smoothing": number(0, 1, ends="[)"),
     "mixup": number(0),
     "save_every_epochs": number(0, ends="()"),
@@ -171,6 +182,7 @@ def check(config: dict, prefix: str = "config") -> None:
             )
     _check_splits(config, prefix)
     _check_network(config, prefix)
+    _check_parts(config, prefix)
     _check_start(config, prefix)
     _check_resize(config.get("data", {}), prefix)
     _check_size(config, prefix)
@@ -196,6 +208,17 @@ def _check_network(config: dict, prefix: str) -> None:
         raise ValueError(
             f"`{prefix}.model` is {name!r}; choose one of {sorted(models.MODELS)}"
         )
+
+
+def _check_parts(config: dict, prefix: str) -> None:
+    """Refuse unknown networks of a method that are to be new."""
+    known = models.MODELS | models.PARTS
+    for role, part in config.get("parts", {}).items():
+        if part.get("name") not in known:
+            raise ValueError(
+                f"`{prefix}.parts.{role}.name` is {part.get('name')!r}; choose one of "
+                f"{sorted(known)}"
+            )
 
 
 def _check_start(config: dict, prefix: str) -> None:

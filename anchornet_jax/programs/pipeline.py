@@ -17,6 +17,7 @@ from anchornet_jax import models
 from anchornet_jax.data import loading
 from anchornet_jax.figures import report
 from anchornet_jax.inference import export
+from anchornet_jax.methods import registry
 from anchornet_jax.models import multiply_adds
 from anchornet_jax.programs import (
     analyses_2020,
@@ -80,15 +81,19 @@ def _described(found: dict) -> str:
 def convert(config, directory) -> dict:
     """Turn a file of PyTorch weights into `directory`/network, for `networks.load`.
 
-    The classes have no names: such a file has none.
+    Of a method whose networks are published in one file, `config.method.name`, each role
+    gets a directory. The classes have no names: such a file has none.
 
     Returns:
-      `network`, its directory, `num_classes` and `parameters`.
+      `num_classes`, `parameters`, and by role the directory of each network, such as
+      `network`.
 
     Raises:
       ValueError: for a file that cannot be read or is of another network, before
         anything is written.
     """
+    if config.method.name:
+        return _convert_method(config, directory)
     try:
         classes = config.num_classes or _classes(torch_import.read(config.source))
         description = {
@@ -115,6 +120,30 @@ def convert(config, directory) -> dict:
     return result
 
 
+def _convert_method(config, directory) -> dict:
+    """Convert all networks of a method, see `convert`."""
+    name, known = config.method.name, registry.PUBLISHED
+    if name not in known or config.num_classes or config.fresh_classifier:
+        raise ValueError(
+            f"`config.method.name` is {name!r}, `config.num_classes` "
+            f"{config.num_classes} and `config.fresh_classifier` "
+            f"{config.fresh_classifier}; of a method's file allowed are {sorted(known)}, "
+            "0 and False"
+        )
+    found = known[name](config.source, config.model)
+    directory = workdir.claim(directory, config.to_dict())
+    total = 0
+    for role, (_, variables, about) in found.items():
+        described = dict(about["model"])
+        networks.save(directory / role, described, variables, config=config.to_dict())
+        total += multiply_adds.parameters(variables)
+    return {
+        "num_classes": described["num_classes"],
+        "parameters": total,
+        **{role: str(directory / role) for role in found},
+    }
+
+
 def _classes(state) -> int:
     """Count the classes: the outputs of the last linear layer of a state dict."""
     outputs = [
@@ -131,22 +160,48 @@ def _classes(state) -> int:
 
 
 def given(config, directory) -> dict:
-    """Take a network that was trained elsewhere in the place of a training.
+    """Take what was trained elsewhere in the place of a training.
+
+    In the place of one that trains several networks of `config.method`, `config.init_from`
+    holds a directory for each role, such as a stage or a conversion writes; a role that is
+    not there is left out.
 
     Returns:
-      `network`, its directory.
+      By role the directory of each network, such as `network`.
 
     Raises:
       ValueError: if `config.init_from` holds no network, or weights that are not there.
     """
     if not config.init_from:
         raise ValueError("`config.init_from` is empty; give a network's directory")
-    known = pretrained.named(config.init_from)
-    network = (pretrained.create if known else networks.load)(config.init_from)
+    found = {train.NETWORK: config.init_from}
+    if config.objective in train.OF_A_METHOD:
+        places = pathlib.Path(config.init_from).glob("*/metadata.json")
+        known = registry.METHODS[config.method.name].roles(**_arguments(config.method))
+        found = {p.parent.name: str(p.parent) for p in sorted(places)}
+        found = {role: path for role, path in found.items() if role in known}
+        if not found:
+            raise ValueError(
+                f"`config.init_from` is {config.init_from!r}, which has no directory of "
+                f"a network that is named {', '.join(known)}"
+            )
+    taken = {role: _take(path) for role, path in found.items()}
     directory = workdir.claim(directory, config.to_dict())
-    target, about = directory / train.NETWORK, dict(network.metadata)
-    networks.save(target, about.pop("model"), network.variables, **about)
-    return {"network": str(target)}
+    for role, network in taken.items():
+        about = dict(network.metadata)
+        described = about.pop("model")
+        networks.save(directory / role, described, network.variables, **about)
+    return {role: str(directory / role) for role in taken}
+
+
+def _take(path):
+    known = pretrained.named(path)
+    return (pretrained.create if known else networks.load)(path)
+
+
+def _arguments(method) -> dict:
+    """Return what a config's method has beside its name and its networks."""
+    return {k: v for k, v in method.items() if k not in ("name", "networks")}
 
 
 STAGES = {

@@ -11,7 +11,7 @@ numbers joined by `_`: `layer1.0.downsample.1.running_var` becomes
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import jax
 import numpy as np
@@ -25,6 +25,7 @@ WRAPPERS = ("net", "model_state_dict", "state_dict")
 # What state dicts hold and nobody needs: a count of steps that BatchNorm reads only
 # without momentum, and the expansion of AnchorNet's first block, which expands nothing.
 UNUSED = re.compile(r".*\.num_batches_tracked|bneck\.0\.(conv1|bn1)\..*")
+PARALLEL = "module."  # the prefix that data parallelism leaves
 STATISTICS = {"running_mean": "mean", "running_var": "var"}
 
 
@@ -146,7 +147,34 @@ def read(path: str | os.PathLike) -> dict[str, np.ndarray]:
     if not os.path.isfile(path):
         raise ValueError(f"`path` is {path!r}; there is no such file")
     load = _load_safetensors if path.endswith(".safetensors") else _load_torch
-    return {name.removeprefix("module."): x for name, x in load(path).items()}
+    return {name.removeprefix(PARALLEL): x for name, x in load(path).items()}
+
+
+def read_parts(path: str | os.PathLike, keys: Iterable[str]) -> dict[str, dict]:
+    """Read those of several state dicts that a file holds, {key: as `read`}.
+
+    Args:
+      path: of a file that `torch.save` wrote of a dict; what else is in it does not
+        matter.
+      keys: that may hold a state dict; one that is not there or is None is left out.
+
+    Raises:
+      ValueError: if there is no such file, or it is damaged or holds something else.
+    """
+    path = os.fspath(path)
+    if not os.path.isfile(path):
+        raise ValueError(f"`path` is {path!r}; there is no such file")
+    file = torch_files.read(path)
+    held = file.content if isinstance(file.content, Mapping) else {}
+    parts = {key: held.get(key) for key in keys}
+    return {
+        key: {
+            name.removeprefix(PARALLEL): x
+            for name, x in _arrays(file, state, f"{key} of {path}").items()
+        }
+        for key, state in parts.items()
+        if state is not None
+    }
 
 
 def _load_safetensors(path: str) -> dict[str, np.ndarray]:
@@ -168,12 +196,17 @@ def _load_torch(path: str) -> dict[str, np.ndarray]:
         if isinstance(state, Mapping) and isinstance(state.get(key), Mapping):
             state = state[key]
             break
+    return _arrays(file, state, path, f", nor holds one in {WRAPPERS}")
+
+
+def _arrays(file, state, what: str, more: str = "") -> dict[str, np.ndarray]:
+    """Return the arrays of a state dict of a file, float32."""
     if not isinstance(state, Mapping) or not all(
         isinstance(name, str) and isinstance(x, torch_files.Tensor)
         for name, x in state.items()
     ):
         has = f"keys {list(state)}" if isinstance(state, Mapping) else type(state)
-        raise ValueError(f"{path} is no state dict, nor holds one in {WRAPPERS}: {has}")
+        raise ValueError(f"{what} is no state dict{more}: {has}")
     with np.errstate(over="ignore"):  # infinity is refused where values are checked
         return {
             name: array.astype(np.float32, copy=False)

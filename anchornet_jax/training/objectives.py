@@ -27,7 +27,7 @@ class Objective(NamedTuple):
 
     Attributes:
       trained: {role: module} of the networks that learn.
-      input_sizes: {role: side in pixels} of what they see.
+      given: {role: what its module is called with, for one image, as shapes}.
       loss: `loss(variables, frozen, images, labels, keys) -> (sums, batch_stats)` with
         `variables` {role: variables}, `frozen` what the objective reads besides, uint8
         images [b, H, W, 3], labels [b] and one random key per image. `sums` are over the
@@ -38,7 +38,7 @@ class Objective(NamedTuple):
     """
 
     trained: dict[str, nn.Module]
-    input_sizes: dict[str, int]
+    given: dict[str, tuple[jax.ShapeDtypeStruct, ...]]
     loss: Callable
     predict: Callable
     whole_batch: str = ""
@@ -113,7 +113,7 @@ def classification(
         logits, _ = run(model, variables[NETWORK], inputs)
         return fuse(logits[:, :, 0], valid)
 
-    return Objective({NETWORK: model}, {NETWORK: input_size}, loss, predict)
+    return Objective({NETWORK: model}, {NETWORK: image(input_size)}, loss, predict)
 
 
 def taught(
@@ -183,19 +183,14 @@ def taught(
         for maps in (own, jax.nn.logsumexp(evidence, -1)):
             found = maps.reshape(len(maps), -1)
             losses += places * optax.softmax_cross_entropy(found, where)
-        sums = {
-            "loss": losses.sum(),
-            "count": jnp.float32(len(labels)),
-            "correct": (logits.argmax(-1) == labels).sum(dtype=jnp.float32),
-            "images": jnp.float32(len(labels)),
-        }
-        return sums, {NETWORK: updates.get("batch_stats", {})}
+        found = totals(losses, logits, labels)
+        return found, {NETWORK: updates.get("batch_stats", {})}
 
     def predict(variables, frozen, images, keys):
         pixels = preprocessing.normalise(images, model)
         return model.apply(variables[NETWORK], pixels)[0]
 
-    return Objective({NETWORK: model}, {NETWORK: input_size}, loss, predict)
+    return Objective({NETWORK: model}, {NETWORK: image(input_size)}, loss, predict)
 
 
 def teach(teacher, variables, images, labels, field, sharpness: float):
@@ -212,6 +207,22 @@ def teach(teacher, variables, images, labels, field, sharpness: float):
     means = means.reshape(len(means), -1)
     means = jax.nn.standardize(means, axis=-1)
     return jax.nn.softmax(logits), jax.nn.softmax(sharpness * means)
+
+
+def image(size: int) -> tuple[jax.ShapeDtypeStruct]:
+    """Return what a network that sees images of this side in pixels is called with."""
+    return (jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32),)
+
+
+def totals(losses: jax.Array, logits: jax.Array, labels: jax.Array) -> dict:
+    """Return the `sums` of an objective, of each image's loss [b] and logits [b, N]."""
+    right = logits.argmax(-1) == labels
+    return {
+        "loss": losses.sum(),
+        "count": jnp.float32(len(labels)),
+        "correct": right.sum(dtype=jnp.float32),
+        "images": jnp.float32(len(labels)),
+    }
 
 
 def run(model, variables, inputs: jax.Array, **kwargs):

@@ -69,7 +69,8 @@ def create(
 
     Raises:
       ValueError: for an unknown name or schedule, a share outside [0, 1], or a pattern
-        that is no regular expression.
+        that is no regular expression; at the first state, for a role that does not
+        learn, or a pattern that leaves all or no parameters to learn.
     """
     if name not in OPTIMIZERS:
         raise ValueError(f"`name` is {name!r}; choose one of {sorted(OPTIMIZERS)}")
@@ -111,8 +112,13 @@ def _labels(params, freeze, rates):
     """Name the group of each parameter.
 
     Raises:
-      ValueError: if nothing, or everything, is frozen by the pattern.
+      ValueError: if nothing, or everything, is frozen by the pattern, or a rate is of a
+        role that is not there.
     """
+    if unknown := sorted(set(rates) - set(params)):
+        raise ValueError(
+            f"`rates` names {', '.join(unknown)}; what learns are {', '.join(params)}"
+        )
 
     def label(path, _):
         role, *rest = (key.key for key in path)

@@ -55,10 +55,17 @@ def sample(
     return actions, log_probability(actions, means, settings)
 
 
-def returns(rewards: jax.Array, settings: Settings = SETTINGS) -> jax.Array:
+def returns(
+    rewards: jax.Array, settings: Settings = SETTINGS, axis_name: str | None = None
+) -> jax.Array:
     """Return the discounted sums of later rewards [T, B], standardised over all of them.
 
     By the unbiased deviation; there must be at least two rewards.
+
+    Args:
+      rewards: of each step.
+      settings: the discount.
+      axis_name: mapped axis over which the batch is spread, all of which counts.
     """
 
     def add(later, reward):
@@ -66,7 +73,11 @@ def returns(rewards: jax.Array, settings: Settings = SETTINGS) -> jax.Array:
         return total, total
 
     _, sums = jax.lax.scan(add, jnp.zeros_like(rewards[0]), rewards, reverse=True)
-    return (sums - sums.mean()) / (sums.std(ddof=1) + 1e-5)
+    total = lambda x: jax.lax.psum(x.sum(), axis_name) if axis_name else x.sum()
+    count = total(jnp.ones_like(sums))
+    mean = total(sums) / count
+    deviation = jnp.sqrt(total((sums - mean) ** 2) / (count - 1))
+    return (sums - mean) / (deviation + 1e-5)
 
 
 def rollout(policy, variables, maps: jax.Array) -> tuple[jax.Array, jax.Array]:

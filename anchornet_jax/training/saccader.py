@@ -15,7 +15,7 @@ from flax import linen as nn
 
 from anchornet_jax.models import saccader
 from anchornet_jax.training import objectives
-from anchornet_jax.training.objectives import NETWORK, Objective
+from anchornet_jax.training.objectives import NETWORK, Objective, image
 
 LOCATION = "where|mix|cell"  # patterns of `optimizers.create`
 REPRESENTATION = "representation"
@@ -39,14 +39,14 @@ def representation(model, view, input_size, **settings) -> Objective:
     def loss(variables, frozen, images, labels, keys):
         out, statistics = forward(variables[NETWORK], frozen, images, keys)
         losses = _cross_entropy(out["bag_logits"], labels, smoothing)
-        return _sums(losses, out["bag_logits"], labels), statistics
+        return objectives.totals(losses, out["bag_logits"], labels), statistics
 
     def predict(variables, frozen, images, keys):
         inputs, _ = view(images, keys, frozen)
         maps = model.apply(variables[NETWORK], inputs[:, 0], method="maps")
         return maps["bag_logits"]
 
-    return Objective({NETWORK: model}, {NETWORK: input_size}, loss, predict)
+    return Objective({NETWORK: model}, {NETWORK: image(input_size)}, loss, predict)
 
 
 def location(model, view, input_size, **settings) -> Objective:
@@ -87,7 +87,7 @@ def location(model, view, input_size, **settings) -> Objective:
         return sums, statistics
 
     predict = _predict(model, view)
-    return Objective({NETWORK: model}, {NETWORK: input_size}, loss, predict)
+    return Objective({NETWORK: model}, {NETWORK: image(input_size)}, loss, predict)
 
 
 def joint(model, view, input_size, **settings) -> Objective:
@@ -119,13 +119,13 @@ def joint(model, view, input_size, **settings) -> Objective:
         advantage = reward - _mean(reward, model.axis_name)
         losses = _cross_entropy(logits, labels, smoothing)
         losses -= REINFORCE * advantage * jnp.stack(log_probability).mean(0)
-        sums = _sums(losses, logits, labels)
+        sums = objectives.totals(losses, logits, labels)
         sums["loss"] += L2 * regularisation(params) * sums["count"]
         return sums, statistics
 
     return Objective(
         {NETWORK: model},
-        {NETWORK: input_size},
+        {NETWORK: image(input_size)},
         loss,
         _predict(model, view),
         whole_batch="the baseline of REINFORCE is the mean reward of the whole batch",
@@ -234,13 +234,3 @@ def _mean(values, axis_name):
 
 def _cross_entropy(logits, labels, smoothing):
     return objectives.cross_entropy(logits[:, None, None], labels, smoothing)[:, 0]
-
-
-def _sums(losses, logits, labels):
-    right = logits.argmax(-1) == labels
-    return {
-        "loss": losses.sum(),
-        "count": jnp.float32(len(labels)),
-        "correct": right.sum(dtype=jnp.float32),
-        "images": jnp.float32(len(labels)),
-    }

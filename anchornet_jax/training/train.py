@@ -21,7 +21,8 @@ from clu import metric_writers
 
 from anchornet_jax import models
 from anchornet_jax.data import loading
-from anchornet_jax.methods import views
+from anchornet_jax.methods import method as protocol
+from anchornet_jax.methods import registry, views
 from anchornet_jax.models import multiply_adds
 from anchornet_jax.runtime import (
     checkpoint,
@@ -32,23 +33,31 @@ from anchornet_jax.runtime import (
     pretrained,
     workdir,
 )
-from anchornet_jax.training import objectives, optimizers, saccader, train_step
+from anchornet_jax.training import (
+    gfnet,
+    objectives,
+    optimizers,
+    ppo,
+    saccader,
+    train_step,
+)
 
 CLASSIFICATION = "classification"
-OBJECTIVES = {  # by `config.objective`
-    CLASSIFICATION: objectives.classification,
-    **saccader.OBJECTIVES,
-}
-NETWORK = "network"  # the trained network in the run's directory
+OF_A_NETWORK = {CLASSIFICATION: objectives.classification, **saccader.OBJECTIVES}
+OF_A_METHOD = gfnet.OBJECTIVES  # of several of its networks at once
+OBJECTIVES = OF_A_NETWORK | OF_A_METHOD  # by `config.objective`
+NETWORK = objectives.NETWORK  # the trained network in the run's directory
 
 
 class Run(NamedTuple):
     """A config made concrete: what the loop needs, checked, nothing written yet."""
 
     source: loading.Source
-    description: dict  # arguments of `models.create`
+    descriptions: dict  # {role: arguments of `models.create`} of what is trained
     objective: objectives.Objective
-    frozen: dict | None  # variables of the localizer, or of the teacher
+    frozen: dict | None  # variables of what is there and does not learn
+    start: dict  # {role: variables} where training does not start at random
+    macs: int  # of an image, as it is classified
     optimizer: optax.GradientTransformation
     steps: int
     save_every: int  # steps
@@ -73,25 +82,136 @@ def plan(config) -> Run:
     per_epoch = loading.steps_per_epoch(source, config.train_split, config.batch_size)
     source.examples(config.calibration_split)
     steps = max(1, round(config.epochs * per_epoch))
+    if config.objective not in OBJECTIVES:
+        raise ValueError(
+            f"`config.objective` is {config.objective!r}; choose one of "
+            f"{sorted(OBJECTIVES)}"
+        )
+    prepared = (_of_a_method if config.objective in OF_A_METHOD else _of_a_network)(
+        config, source
+    )
+    objective = prepared["objective"]
+    return Run(
+        source,
+        **prepared,
+        optimizer=optimizers.create(steps, **config.optimizer),
+        steps=steps,
+        save_every=max(1, round(config.save_every_epochs * per_epoch)),
+        predict=parallel.predict_step(
+            train_step.make_predict_step(objective, config.seed)
+        ),
+    )
+
+
+def _of_a_network(config, source) -> dict:
+    """Return what `Run` holds of an objective that trains `config.model`."""
     description = {
         "name": config.model,
         "num_classes": len(source.classes),
         "dtype": config.dtype,
     }
     model = models.create(**description, axis_name=parallel.AXIS)
-    objective, frozen = (_taught if config.teacher else _classified)(
-        config, source, model
+    prepare = _taught if config.teacher else _classified
+    objective, frozen = prepare(config, source, model)
+    start, (images,) = {}, objective.given[NETWORK]
+    if config.init_from:
+        start[NETWORK] = _start(config, model, objective.given[NETWORK])
+    return {
+        "descriptions": {NETWORK: description},
+        "objective": objective,
+        "frozen": frozen,
+        "start": start,
+        "macs": multiply_adds.model_macs(model, images.shape[1]),
+    }
+
+
+def _of_a_method(config, source) -> dict:
+    """Return what `Run` holds of an objective that trains networks of `config.method`.
+
+    A network of the method is one of a directory, or a new one of `config.parts`.
+
+    Raises:
+      ValueError: for one that is neither, or is not to learn and has no directory; for
+        other classes, and what makes no sense to several networks.
+    """
+    if config.view.name != "full" or config.mixup or config.init_from:
+        raise ValueError(
+            f"`config.objective` is {config.objective!r}, with the view "
+            f"{config.view.name!r}, `mixup` {config.mixup} and `init_from` "
+            f"{config.init_from!r}; allowed are 'full', 0 and ''"
+        )
+    arguments = config.method.to_dict()
+    name, paths = arguments.pop("name"), arguments.pop("networks")
+    if name not in registry.METHODS:
+        raise ValueError(
+            f"`config.method.name` is {name!r}; choose one of {sorted(registry.METHODS)}"
+        )
+    found, start = {}, {}
+    for role in registry.METHODS[name].roles(**arguments):
+        described, start[role] = _part(config, source, role, paths.get(role))
+        shared = {"axis_name": parallel.AXIS} if "dtype" in described else {}
+        model = models.create(**described, **shared)
+        metadata = {"model": described, "classes": source.classes}
+        found[role] = models.Network(model, start[role], metadata)
+    given = registry.create(name, found, **arguments).given()
+    for role, (model, variables, metadata) in found.items():
+        variables = variables or train_step.shapes(model, given[role])
+        found[role] = models.Network(model, variables, metadata)
+    method = registry.create(name, found, **arguments)
+    size = source.image_size
+    protocol.check_images(method, size)
+    objective = OF_A_METHOD[config.objective](
+        method,
+        fixed=tuple(config.fixed),
+        auxiliary=config.auxiliary,
+        settings=ppo.Settings(**config.ppo),
+        label_smoothing=config.label_smoothing,
+        freeze=config.optimizer.freeze,
     )
-    return Run(
-        source,
-        description,
-        objective,
-        frozen,
-        optimizers.create(steps, **config.optimizer),
-        steps,
-        max(1, round(config.save_every_epochs * per_epoch)),
-        parallel.predict_step(train_step.make_predict_step(objective, config.seed)),
-    )
+    for role in sorted(set(found) - set(objective.trained)):
+        if start[role] is None:
+            raise ValueError(
+                f"`config.method.networks.{role}` is empty; {config.objective} does not "
+                "train it: give a trained network's directory"
+            )
+    return {
+        "descriptions": {r: found[r].metadata["model"] for r in objective.trained},
+        "objective": objective,
+        "frozen": {r: start[r] for r in found if r not in objective.trained},
+        "start": {r: start[r] for r in objective.trained if start[r] is not None},
+        "macs": protocol.costs(method, size)[-1],
+    }
+
+
+def _part(config, source, role: str, path: str | None) -> tuple[dict, dict | None]:
+    """Return a role's arguments of `models.create`, and its variables where it has any.
+
+    A network that sees images computes in `config.dtype`.
+    """
+    if path:
+        try:
+            _, variables, about = networks.load(path)
+        except ValueError as error:
+            raise ValueError(f"`config.method.networks.{role}`: {error}") from None
+        described = dict(about["model"])
+        own = about.get("classes", source.classes), described["num_classes"]
+        if own != (source.classes, len(source.classes)):
+            raise ValueError(
+                f"`config.method.networks.{role}` is {path!r}, which was trained for "
+                f"{own[1]} classes, named {own[0][:3]} …; the data has "
+                f"{len(source.classes)}, named {source.classes[:3]} …"
+            )
+    elif role in config.parts:
+        described, variables = config.parts[role].to_dict(), None
+        described["num_classes"] = len(source.classes)
+    else:
+        raise ValueError(
+            f"`config.method.networks.{role}` is empty, and `config.parts` has no "
+            f"{role}; one of them must say which network it is"
+        )
+    if described["name"] in models.MODELS:
+        described["dtype"] = config.dtype
+    return described, variables
 
 
 def _taught(config, source, model) -> tuple[objectives.Objective, dict]:
@@ -142,12 +262,7 @@ def _classified(config, source, model) -> tuple[objectives.Objective, dict | Non
     images = jax.ShapeDtypeStruct((1, *2 * [source.image_size], 3), jnp.uint8)
     keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), 1))
     inputs, _ = jax.eval_shape(view, images, keys, frozen)
-    if config.objective not in OBJECTIVES:
-        raise ValueError(
-            f"`config.objective` is {config.objective!r}; choose one of "
-            f"{sorted(OBJECTIVES)}"
-        )
-    objective = OBJECTIVES[config.objective](
+    objective = OF_A_NETWORK[config.objective](
         model,
         view,
         inputs.shape[2],
@@ -159,14 +274,16 @@ def _classified(config, source, model) -> tuple[objectives.Objective, dict | Non
 
 
 def train(config, directory) -> dict:
-    """Train one network as the config says; resume what `directory` holds.
+    """Train as the config says; resume what `directory` holds.
 
-    Writes TensorBoard summaries, `checkpoints/` and, at the end, `network/`: the best
-    state on the calibration split, to be loaded by `networks.load`.
+    Writes TensorBoard summaries, `checkpoints/` and, at the end, `network/`, or of the
+    networks of a method each role's: the best state on the calibration split, to be
+    loaded by `networks.load`.
 
     Returns:
-      `accuracy` on the calibration split, `macs` at the size it is trained at,
-      `parameters`, `steps`, and `network`, its directory.
+      `accuracy` on the calibration split, `macs` of an image as it is classified in
+      training, `parameters` of all that learns, `steps`, and by role the directory of
+      each network, such as `network`.
 
     Raises:
       ValueError: for a config that cannot run, before anything is compiled or written.
@@ -174,27 +291,21 @@ def train(config, directory) -> dict:
       preemption.Preempted: after SIGTERM, once the state is saved.
     """
     run = plan(config)
-    variables = {}
-    model = run.objective.trained[objectives.NETWORK]
-    size = run.objective.input_sizes[objectives.NETWORK]
-    if config.init_from:
-        variables[objectives.NETWORK] = _start(config, model, size)
     state = train_step.create_state(
-        run.objective, run.optimizer, config.seed, variables
+        run.objective, run.optimizer, config.seed, run.start
     )
     directory = workdir.claim(directory, config.to_dict())
     result = {
-        "macs": multiply_adds.model_macs(model, size),
+        "macs": run.macs,
         "parameters": multiply_adds.parameters({"params": state.params}),
         "steps": run.steps,
-        "network": str(directory / NETWORK),
+        **{role: str(directory / role) for role in run.descriptions},
     }
     logging.info(
-        "%s: %d parameters, %.1f M multiply-adds at %d pixels",
-        config.model,
+        "%s: %d parameters, %.1f M multiply-adds for an image",
+        ", ".join(one["name"] for one in run.descriptions.values()),
         result["parameters"],
         result["macs"] / 1e6,
-        size,
     )
     with (
         checkpoint.Checkpoints(directory / "checkpoints") as checkpoints,
@@ -207,24 +318,25 @@ def train(config, directory) -> dict:
         )
         step, best = checkpoints.restore_best(state)
     result["accuracy"] = scores.get(step) or _evaluate(run, config, best)
-    networks.save(
-        directory / NETWORK,
-        run.description,
-        best.variables()[objectives.NETWORK],
-        classes=run.source.classes,
-        config=config.to_dict(),
-        step=step,
-        accuracy=result["accuracy"],
-    )
+    for role, variables in best.variables().items():
+        networks.save(
+            directory / role,
+            run.descriptions[role],
+            variables,
+            classes=run.source.classes,
+            config=config.to_dict(),
+            step=step,
+            accuracy=result["accuracy"],
+        )
     return result
 
 
-def _start(config, model, size) -> dict:
+def _start(config, model, given) -> dict:
     """Return the variables that the config starts from."""
     if pretrained.named(config.init_from):
         return pretrained.load(config.init_from, config.model, model, config.seed)
     loaded, _ = checkpoint.load_variables(config.init_from)
-    return checkpoint.match(loaded, train_step.shapes(model, size))
+    return checkpoint.match(loaded, train_step.shapes(model, given))
 
 
 def _writer(directory):

@@ -125,10 +125,14 @@ def accuracy(predict, networks, batches) -> float:
     return float(correct / count)
 
 
-def shapes(model, image_size: int) -> dict:
-    """Return a network's variables as `jax.ShapeDtypeStruct`s: nothing is computed."""
-    images = jax.ShapeDtypeStruct((1, image_size, image_size, 3), jnp.float32)
-    return jax.eval_shape(model.init, jax.random.key(0), images)
+def shapes(model, given: tuple[jax.ShapeDtypeStruct, ...]) -> dict:
+    """Return a network's variables as `jax.ShapeDtypeStruct`s: nothing is computed.
+
+    Args:
+      model: any.
+      given: as of `objectives.Objective`.
+    """
+    return jax.eval_shape(model.init, jax.random.key(0), *given)
 
 
 def create_state(objective: Objective, optimizer, seed: int, variables=None):
@@ -141,8 +145,8 @@ def create_state(objective: Objective, optimizer, seed: int, variables=None):
         if role not in given:
             key = jax.random.key(seed)
             key = jax.random.fold_in(key, number) if number else key
-            size = objective.input_sizes[role]
-            given[role] = jax.jit(model.init)(key, jnp.zeros((1, size, size, 3)))
+            zeros = (jnp.zeros(x.shape, x.dtype) for x in objective.given[role])
+            given[role] = jax.jit(model.init)(key, *zeros)
         found[role] = given[role]
     params = {role: own["params"] for role, own in found.items()}
     return TrainState(
