@@ -75,6 +75,10 @@ class Drawn:
         self._leave[-1] = 1.0
         self._random = np.random.default_rng(seed)
 
+    def begin(self, *_):
+        """Begin a stream."""
+        return stopping.Constant(self)
+
     def leaves(self, step, confidence):
         """Return who leaves [b] at `step`."""
         return self._random.random(len(confidence)) < self._leave[step]

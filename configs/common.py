@@ -109,6 +109,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.export = ""  # its directory
     config.images = ""  # files as photos/*.jpg, a folder, or a text file of paths
     config.budget = 0.0  # mean multiply-adds per image; 0: the most that was fitted
+    config.hold = ""  # | macs | ms, the budget's unit: keep the images' mean at it
     config.max_pixels = 64_000_000  # of a file; larger ones are refused
     config.pictures = True  # draw one of each image: where it looked, what it said
 

@@ -20,6 +20,7 @@ import hashlib
 import pathlib
 import secrets
 import shutil
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -27,6 +28,7 @@ import jax
 import anchornet_jax
 from anchornet_jax import models
 from anchornet_jax.inference import (
+    control,
     exit_table,
     fitting,
     results,
@@ -90,9 +92,32 @@ class Export(NamedTuple):
         budget = budget or max(self.rules)
         if budget in self.rules:
             return budget, self.rules[budget]
-        kind = next(iter(self.rules.values())).name
-        (fitted,) = fitting.fit(self.calibration, [budget], kind)
+        (fitted,) = fitting.fit(self.calibration, [budget], self._kind)
         return budget, fitted.rule
+
+    def control(
+        self, budget: float = 0, milliseconds: Sequence[float] | None = None
+    ) -> control.Control:
+        """Return what keeps a stream's mean cost at a budget, by rules of the same kind.
+
+        Args:
+          budget: as of `rule`; with `milliseconds` in these, and above 0.
+          milliseconds: [T] cost of leaving at each exit, in place of multiply-adds; from
+            `engine.Classifier.milliseconds`.
+
+        Raises:
+          ValueError: as `rule`.
+        """
+        if not self.rules or milliseconds is None:
+            budget, _ = self.rule(budget)
+            return control.Control(self.calibration, budget, self._kind)
+        table = self.calibration.with_cost(milliseconds, "ms")
+        return control.Control(table, budget, self._kind)
+
+    @property
+    def _kind(self) -> str:
+        """Return by which method of `fitting` the rules were fitted."""
+        return next(iter(self.rules.values())).name
 
 
 def export(config, directory) -> dict:

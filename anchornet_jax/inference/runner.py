@@ -181,10 +181,10 @@ class Runner:
       scheduler: whose turn it is.
     """
 
-    def __init__(self, programs: Programs, device, variables, settings):
-        """Make the slots; `settings` is the `engine.Classifier`."""
+    def __init__(self, programs: Programs, device, variables, settings, course=None):
+        """Make the slots; `settings` is the `engine.Classifier`, `course` the stream's."""
         self._programs, self._device, self._variables = programs, device, variables
-        self._settings = settings
+        self._settings, self._course = settings, course
         slots, size = settings.in_flight, settings.batch_size
         self.scheduler = Scheduler(programs.places, slots, size, settings.max_wait)
         # One slot more, for the filling of batches that are not full.
@@ -216,7 +216,15 @@ class Runner:
     @property
     def ready(self) -> bool:
         """Whether a launch can be collected without waiting."""
-        return bool(self.pending) and self.pending[0].outcome.confidence.is_ready()
+        return self.in_turn and self.pending[0].outcome.confidence.is_ready()
+
+    @property
+    def in_turn(self) -> bool:
+        """Whether the oldest launch, if there is any, is the next to be collected."""
+        if not self.pending:
+            return False
+        first = self.pending[0].slots[0]
+        return self._place[first] > 0 or self._course.in_turn(self._number[first])
 
     def advance(self, source) -> bool:
         """Launch what is possible; return whether anything was."""
@@ -225,7 +233,9 @@ class Runner:
         if launch := self.scheduler.full():
             return self._continue(launch)
         if source.open and self.scheduler.room():
-            return self._enter(*source.take(self._settings.batch_size))
+            size = self._settings.batch_size
+            if self._course.opens(source.next + size - 1):
+                return self._enter(*source.take(size))
         if self.pending:
             return False  # its survivors may fill a batch
         launch = self.scheduler.rest()
@@ -257,8 +267,10 @@ class Runner:
         for t in np.unique(place):
             rows = place == t
             history = self._history[slots[rows], : t + 1]
-            leaves[rows] = self._settings.rule.leaves(int(t), history)
+            numbers = self._number[slots[rows]]
+            leaves[rows] = self._course.leaves(int(t), numbers, history)
         left, going = slots[leaves], ~leaves
+        self._course.left(self._number[left], place[leaves])
         for slot in left[~np.isfinite(confidence[leaves])]:
             logging.warning(
                 "image %d: the networks' answer is not finite", self._number[slot]

@@ -64,6 +64,10 @@ class Rule:
             return np.ones(len(history), bool)
         return self._leaves(self.parameters[step], history)
 
+    def begin(self, under_way: int = 1, known=()) -> "Constant":
+        """Begin a stream, all of whose images leave by this rule, see `Constant`."""
+        return Constant(self)
+
     def exits(self, confidence: np.ndarray) -> np.ndarray:
         """Return the exit ([n] int, 0-based) of images with known confidence [n, E]."""
         exit = np.full(len(confidence), self.steps)
@@ -115,6 +119,33 @@ class ValueRule(Rule):
         # Summed term by term: a matrix product may round differently per batch size.
         known = features(history, range(history.shape[1]))
         return sum(w * f for w, f in zip(weights, known)) <= 0
+
+
+class Constant:
+    """A stream of images that leave by the same rule.
+
+    What an engine asks of the rules of a stream; where they change as it goes it is
+    `control.Course`, which says more.
+    """
+
+    def __init__(self, rule: Rule):
+        """Begin a stream."""
+        self._rule = rule
+
+    def opens(self, number: int) -> bool:
+        """Say whether the image of that number may enter."""
+        return True
+
+    def in_turn(self, number: int) -> bool:
+        """Say whether it may leave at the first exit."""
+        return True
+
+    def leaves(self, step: int, numbers: np.ndarray, confidence) -> np.ndarray:
+        """Return which images leave at an exit, [b] bool, see `Rule.leaves`."""
+        return self._rule.leaves(step, confidence)
+
+    def left(self, numbers: np.ndarray, exits: np.ndarray) -> None:
+        """Take note of the exits [b] of images that have left."""
 
 
 def fixed(inputs: int, total: int) -> ThresholdRule:

@@ -13,7 +13,7 @@ from anchornet_jax import models
 from anchornet_jax.data import datasets, loading
 from anchornet_jax.inference import fitting
 from anchornet_jax.methods import localize, patches, registry, views
-from anchornet_jax.programs import evaluate
+from anchornet_jax.programs import evaluate, predict
 from anchornet_jax.runtime import pretrained
 from anchornet_jax.training import optimizers, train
 
@@ -140,6 +140,7 @@ KEYS = {
     "export": TEXT,
     "images": TEXT,
     "budget": number(0),
+    "hold": one_of(*predict.HOLDS),
     "max_pixels": whole(1),
     "pictures": TRUTH,
     "runs": TEXT,
