@@ -64,7 +64,7 @@ class Drawn:
     made per question: at exit t with the probability that whoever got there leaves.
     """
 
-    steps = INPUTS - 1
+    steps, features = INPUTS - 1, ()
 
     def __init__(self, shares, seed=0):
         """Take the shares [E] of images that leave at each exit."""
@@ -79,7 +79,7 @@ class Drawn:
         """Begin a stream."""
         return stopping.Constant(self)
 
-    def leaves(self, step, confidence):
+    def leaves(self, step, confidence, seen=None):
         """Return who leaves [b] at `step`."""
         return self._random.random(len(confidence)) < self._leave[step]
 

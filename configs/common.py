@@ -85,7 +85,9 @@ def get_config() -> ml_collections.ConfigDict:
     config.method.name = ""  # a key of registry.METHODS
     config.method.networks = ml_collections.ConfigDict()  # {role: directory}
     config.references = ml_collections.ConfigDict()  # {name: like method}; _ is a space
-    config.rule = "thresholds"  # when to stop: geometric | thresholds | value
+    config.rule = (
+        "thresholds"  # when to stop: geometric | thresholds | value | features
+    )
     config.vote = False  # the localiser's own answer counts, and is an exit
     config.fusion = "sum"  # | fitted, each source's weight, see inference/fusion.py
     config.budgets = 20  # points of the budgeted curve

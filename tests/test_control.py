@@ -30,15 +30,18 @@ def test_a_stream_ends_at_its_budget(held, power, images):
     confidence = table(2000, 1, power).confidence
     alone = COST[held.rule.exits(confidence)].mean()
     assert abs(alone / BUDGET - 1) > 0.08
-    exits = held.exits(confidence, images)
+    exits = held.exits(confidence, under_way=images)
     assert COST[exits].mean() == pytest.approx(BUDGET, rel=0.01)
-    np.testing.assert_array_equal(exits, held.exits(confidence, images))
+    np.testing.assert_array_equal(exits, held.exits(confidence, under_way=images))
 
 
 def test_the_calibration_images_keep_their_rule(held):
     """Nearly: where nothing is to be mended, the rule moves by chance alone."""
     data = table(1000, 0)
-    found, alone = held.exits(data.confidence, 16), held.rule.exits(data.confidence)
+    found, alone = (
+        held.exits(data.confidence, under_way=16),
+        held.rule.exits(data.confidence),
+    )
     assert (found == alone).mean() > 0.9
     one, other = (exit_table.score(data, exits) for exits in (found, alone))
     assert one.accuracy > other.accuracy - 0.015
@@ -59,7 +62,7 @@ def steps_of(course, confidence, numbers, order):
 def test_the_order_of_leaving_decides_nothing(held, begun):
     """Nor does it where a stream goes on after images that are known."""
     confidence = table(300, 2, 1.4).confidence
-    wanted = held.exits(confidence, 16)
+    wanted = held.exits(confidence, under_way=16)
     course = held.begin(16, wanted[:begun])
     order = np.random.default_rng(0).permutation
     assert course.opens(16) and not course.opens(32)

@@ -202,7 +202,7 @@ def held(tables):
 def test_a_stream_under_control(classifier, tables, images, held):
     """It ends as in the table, and goes on as it had begun."""
     confidence = tables["logits"]["confidence"][100:]
-    wanted = held.exits(confidence, classifier.in_flight)
+    wanted = held.exits(confidence, under_way=classifier.in_flight)
     assert (wanted != held.rule.exits(confidence)).any()
     classifier.rule = held
     np.testing.assert_array_equal(classifier.classify(images[100:]).exit, wanted)
@@ -217,7 +217,7 @@ def test_control_of_several_devices(method, tables, images, held):
     classifier = engine.Classifier(
         method, held, image_size=SIZE, batch_size=4, devices=devices
     )
-    wanted = held.exits(tables["logits"]["confidence"][100:], 3 * 16)
+    wanted = held.exits(tables["logits"]["confidence"][100:], under_way=3 * 16)
     for _ in range(2):
         np.testing.assert_array_equal(classifier.classify(images[100:]).exit, wanted)
 

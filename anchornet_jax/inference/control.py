@@ -19,7 +19,7 @@ stream ends the same however its launches happened to be timed, and its batches 
 Nothing is kept from one stream to the next.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -84,6 +84,11 @@ class Control:
         """Return E - 1, as of a rule."""
         return self.rule.steps
 
+    @property
+    def features(self) -> tuple[str, ...]:
+        """Return the features that the rules see."""
+        return self.rule.features
+
     def at(self, cost: float) -> Place:
         """Return the place of about that cost; beyond the ends of the path there is none."""
         costs = [place.cost for place in self._path]
@@ -107,24 +112,33 @@ class Control:
         """
         return Course(self, under_way, known)
 
-    def exits(self, confidence: np.ndarray, under_way: int = 1) -> np.ndarray:
+    def exits(
+        self,
+        confidence: np.ndarray,
+        seen: Mapping[str, np.ndarray] | None = None,
+        *,
+        under_way: int = 1,
+    ) -> np.ndarray:
         """Return the exits ([n] int, 0-based) of a stream with known confidence [n, E].
 
         Args:
           confidence: of the images in the order of the stream.
+          seen: {feature: [n, E]} of them.
           under_way: as of `begin`.
         """
         course, exits = self.begin(under_way), np.zeros(len(confidence), int)
         for start in range(0, len(confidence), ROUND):
             rows = np.arange(start, min(start + ROUND, len(confidence)))
-            course.leaves(0, rows, confidence[rows, :1])
-            exits[rows] = course.place(start).rule.exits(confidence[rows])
+            own = {name: values[rows] for name, values in (seen or {}).items()}
+            first = {name: values[:, :1] for name, values in own.items()}
+            course.leaves(0, rows, confidence[rows, :1], first)
+            exits[rows] = course.place(start).rule.exits(confidence[rows], own)
             course.left(rows, exits[rows])
         return exits
 
 
 def _place(table, rule) -> Place:
-    exits = rule.exits(table.confidence)
+    exits = rule.exits(table.confidence, table.seen)
     cost, later = table.cost[exits], exits > 0
     return Place(
         rule, cost.mean(), cost[later].mean() if later.any() else table.cost[0]
@@ -182,7 +196,7 @@ class Course:
             self._next += 1
         return self._rounds[wanted].place
 
-    def leaves(self, step: int, numbers: np.ndarray, confidence) -> np.ndarray:
+    def leaves(self, step: int, numbers, confidence, seen=None) -> np.ndarray:
         """Return which images leave at an exit, [b] bool, see `stopping.Rule.leaves`.
 
         At the first exit they are in turn, in their order.
@@ -191,7 +205,8 @@ class Course:
         for one in np.unique(rounds):
             rows = rounds == one
             rule = self.place(numbers[rows][0]).rule
-            leaves[rows] = rule.leaves(step, confidence[rows])
+            own = {name: values[rows] for name, values in (seen or {}).items()}
+            leaves[rows] = rule.leaves(step, confidence[rows], own)
             if step == 0:
                 self._decided += rows.sum()
                 self._round(one).at_once += leaves[rows].sum()

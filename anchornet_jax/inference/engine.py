@@ -43,6 +43,8 @@ class Classifier:
         images, and a third more for their halved copies, are held in host memory.
       max_wait: launches after which an image goes on in a batch that is not full.
       details: also return boxes and logits.
+      features: what rules may see beside the confidence, names of
+        `methods.method.features`; those of the first rule by default.
       dtype: type of the computation, `bfloat16` say; None for the networks' own.
       devices: to be used; all local ones by default.
     """
@@ -57,6 +59,7 @@ class Classifier:
         in_flight: int | None = None,
         max_wait: int = 64,
         details: bool = False,
+        features: Sequence[str] | None = None,
         dtype: str | None = None,
         devices=None,
     ):
@@ -80,9 +83,13 @@ class Classifier:
         self.image_size, self.batch_size = image_size, batch_size
         self.in_flight, self.max_wait, self.details = in_flight, max_wait, details
         self.method = method
+        self.features = tuple(rule.features if features is None else features)
+        protocol.check_features(method, self.features)
         self.rule = rule
         folded = folding.fold_method(method, image_size, dtype)
-        self._programs = runner.Programs(folded, image_size, details=details)
+        self._programs = runner.Programs(
+            folded, image_size, details=details, features=self.features
+        )
         self.devices = list(devices or jax.local_devices())
         variables = protocol.variables(folded)
         self._variables = [jax.device_put(variables, d) for d in self.devices]
@@ -98,6 +105,11 @@ class Classifier:
         if rule.steps != exits - 1:
             raise ValueError(
                 f"`rule` decides {rule.steps} times; {exits} exits need {exits - 1}"
+            )
+        if missing := set(rule.features) - set(self.features):
+            raise ValueError(
+                f"`rule` sees {', '.join(sorted(missing))}; the classifier was made with "
+                f"`features` {self.features}"
             )
         self._rule = rule
 

@@ -92,7 +92,8 @@ class Export(NamedTuple):
         budget = budget or max(self.rules)
         if budget in self.rules:
             return budget, self.rules[budget]
-        (fitted,) = fitting.fit(self.calibration, [budget], self._kind)
+        kind = fitting.like(next(iter(self.rules.values())))
+        (fitted,) = fitting.fit(self.calibration, [budget], kind)
         return budget, fitted.rule
 
     def control(
@@ -110,14 +111,11 @@ class Export(NamedTuple):
         """
         if not self.rules or milliseconds is None:
             budget, _ = self.rule(budget)
-            return control.Control(self.calibration, budget, self._kind)
-        table = self.calibration.with_cost(milliseconds, "ms")
-        return control.Control(table, budget, self._kind)
-
-    @property
-    def _kind(self) -> str:
-        """Return by which method of `fitting` the rules were fitted."""
-        return next(iter(self.rules.values())).name
+        table = self.calibration
+        if milliseconds is not None:
+            table = table.with_cost(milliseconds, "ms")
+        kind = fitting.like(next(iter(self.rules.values())))
+        return control.Control(table, budget, kind)
 
 
 def export(config, directory) -> dict:
@@ -311,10 +309,9 @@ def load_steps(directory) -> serialised.Steps:
                 "serialised step can cut; use `export.load`"
             )
         serialised.check(about["calling_convention"])
-        traced = {
-            step["file"]: _read(directory, about, step["file"])
-            for step in about["steps"]
-        }
+        names = {step["file"] for step in about["steps"]}
+        names |= {serialised.OBSERVE} & set(about["sha256"])
+        traced = {name: _read(directory, about, name) for name in sorted(names)}
         return serialised.deserialise(traced, variables, about["steps"], about)
 
 
@@ -374,6 +371,7 @@ def _describe(method, image_size, resize) -> dict:
             role: network.metadata["model"] for role, network in method.networks.items()
         },
         "steps": serialised.describe(method),
+        "features": protocol.features(method),
         "classes": protocol.classes(method),
         "preprocessing": {
             "image_size": image_size,

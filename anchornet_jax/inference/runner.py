@@ -7,6 +7,7 @@ images of a launch may be of different batches and at different places.
 
 import collections
 import time
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -50,6 +51,7 @@ class Outcome(NamedTuple):
 
     confidence: jax.Array  # [b]
     predicted: jax.Array  # [b]
+    features: jax.Array | None  # [b, F], what else the rule sees
     ask: jax.Array | None  # [b, A, 4], what to cut of images on the host next
     logits: jax.Array | None  # [b, N]
     boxes: jax.Array | None  # [b, T, 4]
@@ -66,9 +68,17 @@ class Programs:
       launched: how often each step was launched, by name.
     """
 
-    def __init__(self, method: protocol.Method, image_size: int, *, details: bool):
+    def __init__(
+        self,
+        method: protocol.Method,
+        image_size: int,
+        *,
+        details: bool,
+        features: Sequence[str] = (),
+    ):
         """Compile nothing yet; `details` also returns boxes and logits."""
         self.method, self._size, self._details = method, image_size, details
+        self.features = tuple(features)
         self._steps = protocol.distinct(method.steps)
         self.places = [self._steps.index(step) for step in method.steps]
         self.traced, self.launched = collections.Counter(), collections.Counter()
@@ -160,6 +170,9 @@ class Programs:
         found = self.method.regions(changed, self._size) if self._details else None
         return state, Outcome(
             *protocol.decide(logits),
+            features=protocol.observe(self.method, changed, logits, self.features)
+            if self.features
+            else None,
             ask=changed["ask"] if self.on_host else None,
             logits=logits if self._details else None,
             boxes=None if found is None else found.boxes,
@@ -195,6 +208,9 @@ class Runner:
         self._place = np.zeros(slots, np.int32)  # of the step that was taken last
         exits = len(programs.places)
         self._history = np.zeros((slots, exits), np.float32)  # of confidence
+        self._seen = {
+            name: np.zeros((slots, exits), np.float32) for name in programs.features
+        }
         self._details = empty(settings, slots)[3:]  # boxes and logits, or None
         # Of images on the host: what is kept of them, and what they ask for.
         self._held = [None] * slots
@@ -253,12 +269,14 @@ class Runner:
     def collect(self) -> Leaving:
         """Fetch the oldest launch; let go who is sure, queue the others."""
         slots, outcome = self.pending.popleft()
-        confidence, predicted, ask, logits, boxes = (
+        confidence, predicted, features, ask, logits, boxes = (
             None if array is None else np.asarray(array)[: len(slots)]
             for array in outcome
         )
         place = self._place[slots]
         self._history[slots, place] = confidence
+        for k, values in enumerate(self._seen.values()):
+            values[slots, place] = features[:, k]
         if ask is not None:
             self._asks[slots] = ask
         if logits is not None:
@@ -266,9 +284,10 @@ class Runner:
         leaves = np.zeros(len(slots), bool)
         for t in np.unique(place):
             rows = place == t
-            history = self._history[slots[rows], : t + 1]
-            numbers = self._number[slots[rows]]
-            leaves[rows] = self._course.leaves(int(t), numbers, history)
+            own = slots[rows]
+            history = self._history[own, : t + 1]
+            seen = {name: values[own, : t + 1] for name, values in self._seen.items()}
+            leaves[rows] = self._course.leaves(int(t), self._number[own], history, seen)
         left, going = slots[leaves], ~leaves
         self._course.left(self._number[left], place[leaves])
         for slot in left[~np.isfinite(confidence[leaves])]:

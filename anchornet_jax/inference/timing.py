@@ -33,15 +33,23 @@ def check(images: int, batch_size: int) -> None:
 
 
 def prepare(
-    method: protocol.Method, images: np.ndarray, batch_size: int
+    method: protocol.Method, images: np.ndarray, batch_size: int, features=()
 ) -> engine.Classifier:
-    """Return a classifier on one device that has compiled its programs."""
+    """Return a classifier on one device that has compiled its programs.
+
+    Args:
+      method: any.
+      images: uint8 [B, H, W, 3], of which it takes some.
+      batch_size: of the launches.
+      features: as of `engine.Classifier`, of all rules that will be measured.
+    """
     exits = len(method.steps)
     classifier = engine.Classifier(
         method,
         stopping.fixed(exits, exits),
         image_size=images.shape[1],
         batch_size=batch_size,
+        features=features,
         devices=jax.local_devices()[:1],
     )
     classifier.classify(images[: 2 * batch_size])

@@ -69,6 +69,9 @@ class Regions(NamedTuple):
 class Method(Protocol):
     """What a method is asked for; one file in `methods/` for each.
 
+    A method that lets rules see more than its answers has two things more: `features`,
+    names, and `observe(state, logits)`, {name: [b] float32} of a state after a step.
+
     Attributes:
       networks: by role.
       steps: exit t comes after `steps[t]`.
@@ -250,7 +253,53 @@ def decide(logits: jax.Array) -> tuple[jax.Array, jax.Array]:
     return score.max(-1), score.argmax(-1).astype(jnp.int32)
 
 
-def make_table(method: Method, *, logits: bool = False) -> Callable:
+OF_ANSWERS = ("margin", "entropy")  # features of any method
+
+
+def features(method: Method) -> tuple[str, ...]:
+    """Return the names of what rules may see of each step beside the confidence.
+
+    Of every method the `margin` between the largest softmax and the next, and the
+    `entropy` of the softmax as a share of the most that it can be; and its own.
+    """
+    return (*OF_ANSWERS, *getattr(method, "features", ()))
+
+
+def check_features(method: Method, names) -> None:
+    """Raise ValueError for names that are not among the method's `features`."""
+    if unknown := [name for name in names if name not in features(method)]:
+        raise ValueError(
+            f"`features` holds {', '.join(unknown)}; the method offers "
+            f"{', '.join(features(method))}"
+        )
+
+
+def observe(method: Method, state, logits: jax.Array, names=None) -> jax.Array:
+    """Return features [b, F] of a state after a step, and its logits [b, N].
+
+    Args:
+      method: any.
+      state: of b images.
+      logits: the answer after the step.
+      names: of the features in their order; all of them where None.
+    """
+    score = jax.nn.softmax(logits)
+    best = jnp.arange(score.shape[1])[None] == score.argmax(-1)[:, None]
+    second = jnp.where(best, 0.0, score).max(-1)
+    bits = -jnp.where(score > 0, score * jnp.log(score), 0.0).sum(-1)
+    found = {
+        "margin": score.max(-1) - second,
+        "entropy": bits / np.log(max(2, score.shape[1])),
+    }
+    if hasattr(method, "observe"):
+        found |= method.observe(state, logits)
+    own = features(method) if names is None else names
+    return jnp.stack([found[name] for name in own], -1)
+
+
+def make_table(
+    method: Method, *, logits: bool = False, features: bool = False
+) -> Callable:
     """Return the function that runs every image through every step.
 
     Each distinct step is compiled once, as in the engine, and mapped over the devices.
@@ -258,11 +307,12 @@ def make_table(method: Method, *, logits: bool = False) -> Callable:
     Args:
       method: any.
       logits: return these as well.
+      features: and what `features(method)` names.
 
     Returns:
       `table(variables, batch)` for uint8 images `batch["image"]` [D, b, H, W, 3]: a
       dict of `confidence` and `predicted` [D, b, T], the fields of `Regions` that are
-      not None, and with `logits` these [D, b, T, N]. Of a method on the host,
+      not None, with `logits` these [D, b, T, N], with `features` these [D, b, T, F]. Of a method on the host,
       `batch["image"]` may also be D lists of b images of any sizes.
     """
 
@@ -272,7 +322,7 @@ def make_table(method: Method, *, logits: bool = False) -> Callable:
             size = 0 if on_host(method) else images.shape[1]
             state = method.start(len(t), size) if first else given["state"]  # [b, ...]
             state, answer = step.run(variables, images, None, state, t)
-            return state, (*decide(answer), *([answer] if logits else []))
+            return state, (*decide(answer), *([answer] if logits or features else []))
 
         return parallel.predict_step(one)
 
@@ -286,9 +336,13 @@ def make_table(method: Method, *, logits: bool = False) -> Callable:
         return {} if found is None else found._asdict()
 
     regions = parallel.predict_step(look)
+    # A program of its own, so that it cannot change how answers are rounded.
+    watch = parallel.predict_step(
+        lambda _, given: observe(method, given["state"], given["answer"])
+    )
 
     def table(variables, batch):
-        given, decisions = {"image": batch["image"]}, []
+        given, decisions, observed = {"image": batch["image"]}, [], []
         see = _seer(method, batch["image"]) if on_host(method) else None
         shape = len(batch["image"]), len(batch["image"][0])
         for t, step in enumerate(method.steps):
@@ -298,8 +352,14 @@ def make_table(method: Method, *, logits: bool = False) -> Callable:
             own = {role: variables[role] for role in step.roles}
             given["state"], decision = programs[step](own, given)
             decisions.append(decision)
+            if features:
+                seen = {"state": given["state"], "answer": decision[2]}
+                observed.append(watch(None, seen))
         columns = [jnp.stack(column, 2) for column in zip(*decisions)]  # [D, b, T, ...]
-        own = dict(zip(("confidence", "predicted", "logits"), columns))
+        wanted = ("confidence", "predicted", *(["logits"] if logits else []))
+        own = dict(zip(wanted, columns))
+        if features:
+            own["features"] = jnp.stack(observed, 2)
         found = regions(None, {key: given[key] for key in ("image", "state")})
         found = {key: value for key, value in found.items() if value is not None}
         return own | found
@@ -329,13 +389,15 @@ def make_trace(method: Method) -> Callable:
       `trace(images, rule)` for uint8 [B, H, W, 3] and a `stopping.Rule`: NumPy arrays
       as `pictures.examples` takes them, without labels.
     """
-    table = make_table(method)
+    tables = {seen: make_table(method, features=seen) for seen in (False, True)}
     own = parallel.replicate(variables(method), jax.local_devices()[:1])
 
     def trace(images, rule):
         batch = [images] if on_host(method) else np.asarray(images)[None]
-        found = parallel.gather(table(own, {"image": batch}))
-        exits = rule.exits(found["confidence"])
+        found = parallel.gather(tables[bool(rule.features)](own, {"image": batch}))
+        columns = np.moveaxis(found.pop("features", np.zeros((0, 0, 0))), -1, 0)
+        seen = dict(zip(features(method), columns))
+        exits = rule.exits(found["confidence"], seen)
         return found | {"image": images, "exit": exits}
 
     return trace

@@ -110,7 +110,7 @@ def evaluate(config, directory) -> dict:
 def _run(config, source, split, method) -> dict[str, np.ndarray]:
     """Run every image of a split through every step; labels and boxes go along."""
     return collect.collect(
-        protocol.make_table(method),
+        protocol.make_table(method, features=True),
         parallel.replicate(protocol.variables(method)),
         source,
         split,
@@ -139,6 +139,8 @@ def _table(found, method, image_size) -> exit_table.ExitTable:
         label=found["label"],
         cost=np.asarray(protocol.costs(method, image_size), float),
         unit="multiply-adds",
+        features=found["features"],
+        feature_names=protocol.features(method),
     )
 
 
@@ -177,8 +179,9 @@ def _timed(config, source, method, references, summary) -> Evaluation:
         if len(images) >= wanted:
             break
     images, size = np.array(images[:wanted]), config.timing.batch_size
-    own = timing.prepare(method, images, size)
     rules = [stopping.from_json(point.rule) for point in summary.budgeted]
+    seen = dict.fromkeys(name for rule in rules for name in rule.features)
+    own = timing.prepare(method, images, size, tuple(seen))
     ways = {"budgeted": (own, rules), "anytime": (own, timing.fixed(method))}
     for name, other in references.items():
         if len(other.steps) == 1:
@@ -239,7 +242,8 @@ def _save_examples(directory, found, table, summary) -> None:
     if point.rule is None:
         exits = np.full(len(found["image"][first]), np.argmax(point.exits))
     else:
-        exits = stopping.from_json(point.rule).exits(table.confidence[first])
+        shown = table.select(first)
+        exits = stopping.from_json(point.rule).exits(shown.confidence, shown.seen)
     files.write_npz(
         directory / "examples.npz",
         image=found["image"][first],
@@ -247,7 +251,7 @@ def _save_examples(directory, found, table, summary) -> None:
         **{name: found[name][first] for name in SHOWN if name in found},
     )
     logging.info(
-        "operating point: %.1f %% at %.1f M multiply-adds",
-        100 * point.accuracy,
-        point.cost / 1e6,
+        "operating point: %.1f %% at %.1f M multiply-adds, %s",
+        *(100 * point.accuracy, point.cost / 1e6),
+        point.decided_by or "one exit",
     )
