@@ -88,6 +88,11 @@ def get_config() -> ml_collections.ConfigDict:
     config.rule = (
         "thresholds"  # when to stop: geometric | thresholds | value | features
     )
+    # Chosen on the calibration split, where more than one is given: ((3, 5), (0.2, 0.3)).
+    config.choice = ml_collections.ConfigDict()
+    config.choice.inputs = ()  # T of the method, the glance and its patches
+    config.choice.iou_threshold = ()  # of its selection
+    config.choice.budget = 0.0  # multiply-adds that it is for; 0: all of the curve's
     config.vote = False  # the localiser's own answer counts, and is an exit
     config.fusion = "sum"  # | fitted, each source's weight, see inference/fusion.py
     config.budgets = 20  # points of the budgeted curve

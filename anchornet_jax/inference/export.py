@@ -42,6 +42,7 @@ from anchornet_jax.runtime import checkpoint, files, networks, workdir
 
 FORMAT = 2  # of metadata.json and the steps; newer ones are refused
 CALIBRATION = "calibration.npz"
+FITTED = ("weights", "inputs", "iou_threshold")  # arguments, by `evaluate`
 RESIZE = (
     "short side to `resize` pixels (0: not resized), bilinear with antialiasing, then "
     "the square of `image_size` pixels at the centre, uint8 RGB"
@@ -174,9 +175,9 @@ def _described(config) -> tuple[dict, dict]:
 
 
 def fitted_arguments(summary: results.Evaluation) -> dict:
-    """Return the arguments of a method that its evaluation fitted: `weights`, or none."""
-    weights = summary.method.get("weights")
-    return {"weights": weights} if weights else {}
+    """Return the arguments of a method that its evaluation fitted or chose, if any."""
+    fitted = {key: summary.method.get(key) for key in FITTED}
+    return {key: value for key, value in fitted.items() if value}
 
 
 def _plain(method: dict) -> dict:

@@ -64,6 +64,7 @@ class AnchorNet:
     weights: Sequence[Sequence[float]] = ()
 
     features = ("agreement", "peak", "spread")
+    chosen = 2  # steps after which the patches are
 
     def __post_init__(self):
         if self.inputs < 2:
@@ -232,6 +233,19 @@ class AnchorNet:
             "agreement": self._agreement(state, logits),
             **_shape(state["heatmap"]),
         }
+
+    def choose(self, state, iou_threshold: float) -> dict:
+        """Return a state after the patches were chosen, as with another threshold.
+
+        What was said of the first patch stays: it is the heatmap's best in any case.
+        """
+        heatmap, k = state["heatmap"], self.inputs - 1
+        found = [
+            (heatmap, *patches.select(heatmap, one, k=k, iou_threshold=iou_threshold))
+            for one in self.fields
+        ]
+        _, corners, valid = localize.choose(found, state["branch"])
+        return {**state, "corners": corners, "valid": valid}
 
     def _nothing_said(self, count: int) -> jax.Array:
         """Return room for the class that each of glance, localiser and patches says."""

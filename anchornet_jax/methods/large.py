@@ -57,6 +57,7 @@ class LargeAnchorNet(AnchorNet):
     views: int = 4
     zooms: int = 2
 
+    chosen = 0  # the views of a level depend on the choices of the level before
     features = ("agreement",)  # views have no common heatmap
     sources = ()  # no step adds the localiser's answer, so there is nothing to weigh
 

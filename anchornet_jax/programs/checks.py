@@ -66,6 +66,18 @@ def one_of(*names) -> Allowed:
     return Allowed(known, lambda v: any(v == name for name in names))
 
 
+def some(allowed: Allowed) -> Allowed:
+    """Allow a sequence of values, all different, each of which is allowed; or none."""
+
+    def fits(values):
+        known = isinstance(values, (tuple, list))
+        return (
+            known and len({*values}) == len(values) and all(map(allowed.fits, values))
+        )
+
+    return Allowed(f"different {allowed.words}, or none", fits)
+
+
 def _is_rising(shares) -> bool:
     inside = all(_is_number(share) and 0 < share < 1 for share in shares)
     return inside and list(shares) == sorted(set(shares))
@@ -127,6 +139,9 @@ KEYS = {
     "log_every_steps": whole(1),
     "method.name": one_of("", *registry.METHODS),
     "rule": one_of(*fitting.METHODS),
+    "choice.inputs": some(whole(2)),
+    "choice.iou_threshold": some(number(0, 1)),
+    "choice.budget": number(0),
     "vote": TRUTH,
     "fusion": one_of(*evaluate.FUSIONS),
     "budgets": whole(1),
