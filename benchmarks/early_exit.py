@@ -64,7 +64,7 @@ class Drawn:
     made per question: at exit t with the probability that whoever got there leaves.
     """
 
-    steps = INPUTS - 1
+    steps, features = INPUTS - 1, ()
 
     def __init__(self, shares, seed=0):
         """Take the shares [E] of images that leave at each exit."""
@@ -75,7 +75,11 @@ class Drawn:
         self._leave[-1] = 1.0
         self._random = np.random.default_rng(seed)
 
-    def leaves(self, step, confidence):
+    def begin(self, *_):
+        """Begin a stream."""
+        return stopping.Constant(self)
+
+    def leaves(self, step, confidence, seen=None):
         """Return who leaves [b] at `step`."""
         return self._random.random(len(confidence)) < self._leave[step]
 

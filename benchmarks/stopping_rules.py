@@ -3,11 +3,12 @@
     python benchmarks/stopping_rules.py --table table.npz --cost 0.79 1.64 2.43
     python benchmarks/stopping_rules.py --table densenet201_imagenet_exits.npz --authors
 
-Needs NumPy alone. The table is one that `exit_table.ExitTable.load` reads. Its images are
-halved at random; each half serves to fit and the other to score, for several seeds.
-Prints held-out accuracy by budget and rule, averaged over the splits, and writes the
-averages to results/stopping_rules.json beside this file. The rules that the package does
-not keep are those below.
+Needs NumPy alone. The table is one that `exit_table.ExitTable.load` reads, such as the
+test.npz of an evaluation. Its images are halved at random; each half serves to fit and the
+other to score, for several seeds (`fitting.held_out`). Prints held-out accuracy by budget
+and rule, averaged over the splits, and writes the averages of both halves to
+results/stopping_rules.json beside this file. The rules that the package does not keep are
+those below. Where the table has features, rules are fitted to all and to each alone too.
 """
 
 import argparse
@@ -70,7 +71,7 @@ class Quadratic(stopping.ValueRule):
     def _shape(self, step):
         return (len(products(np.zeros((1, step + 1)))),)
 
-    def _leaves(self, weights, history):
+    def _leaves(self, weights, history, seen):
         return sum(w * f for w, f in zip(weights, products(history))) <= 0
 
 
@@ -104,32 +105,38 @@ class LastOnly(stopping.ValueRule):
     def _shape(self, step):
         return (3,)
 
-    def _leaves(self, weights, history):
-        return super()._leaves(weights, history[:, -1:])
+    def _leaves(self, weights, history, seen):
+        return super()._leaves(weights, history[:, -1:], seen)
 
 
 RULES = {
-    **fitting.METHODS,
+    **{name: fitting.METHODS[name] for name in ("geometric", "thresholds", "value")},
     "calibrated": calibrated,
     "last only": learned(LastOnly, lambda known: stopping.features(known[:, -1:], [0])),
     "quadratic": learned(Quadratic, products),
 }
 
 
+def rules(table: exit_table.ExitTable) -> dict:
+    """Return the rules for a table; those on features where it has any."""
+    names = table.feature_names
+    alone = {f"+ {name}": fitting.features(name) for name in names}
+    return RULES | alone | ({"features": fitting.features(*names)} if names else {})
+
+
 def score(table: exit_table.ExitTable, budgets, seeds: int) -> dict[str, dict]:
-    """Return {accuracy, mean_cost} by rule, [budgets] each, averaged over splits."""
-    found = {name: [] for name in RULES}
-    for seed in range(seeds):
-        order = np.random.default_rng(seed).permutation(len(table.confidence))
-        halves = [table.select(part) for part in np.array_split(order, 2)]
-        for calibration, test in (halves, halves[::-1]):
-            for name, method in RULES.items():
-                points = fitting.curve(calibration, test, budgets, method)
-                found[name].append([(p.accuracy, p.cost) for p in points])
-    means = {name: np.mean(splits, axis=0) for name, splits in found.items()}
+    """Return {accuracy, mean_cost, fitted} by rule, [budgets] each, over the splits.
+
+    `fitted` is the accuracy on the half that a rule was fitted to.
+    """
+    found = fitting.held_out(table, budgets, rules(table), seeds)
     return {
-        name: dict(zip(("accuracy", "mean_cost"), mean.T.round(5).tolist()))
-        for name, mean in means.items()
+        name: {
+            "accuracy": one.accuracy.round(5).tolist(),
+            "mean_cost": one.mean_cost.round(5).tolist(),
+            "fitted": one.fitted.round(5).tolist(),
+        }
+        for name, one in found.items()
     }
 
 
@@ -184,6 +191,8 @@ def print_table(budgets: list[float], found: dict[str, dict], unit: str) -> None
         print(f"{budget:16.4g}" + "".join(f"{100 * value:12.2f}" for value in row))
     means = [np.mean(values["accuracy"]) for values in found.values()]
     print(f"{'mean':>16}" + "".join(f"{100 * value:12.2f}" for value in means))
+    fitted = [np.mean(values.get("fitted", np.nan)) for values in found.values()]
+    print(f"{'on its own half':>16}" + "".join(f"{100 * v:12.2f}" for v in fitted))
     off = [
         np.abs(np.divide(values["mean_cost"], budgets) - 1).max()
         for values in found.values()

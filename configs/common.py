@@ -101,7 +101,14 @@ def get_config() -> ml_collections.ConfigDict:
     config.method.name = ""  # a key of registry.METHODS
     config.method.networks = ml_collections.ConfigDict()  # {role: directory}
     config.references = ml_collections.ConfigDict()  # {name: like method}; _ is a space
-    config.rule = "thresholds"  # when to stop: geometric | thresholds | value
+    config.rule = (
+        "thresholds"  # when to stop: geometric | thresholds | value | features
+    )
+    # Chosen on the calibration split, where more than one is given: ((3, 5), (0.2, 0.3)).
+    config.choice = ml_collections.ConfigDict()
+    config.choice.inputs = ()  # T of the method, the glance and its patches
+    config.choice.iou_threshold = ()  # of its selection
+    config.choice.budget = 0.0  # multiply-adds that it is for; 0: all of the curve's
     config.vote = False  # the localiser's own answer counts, and is an exit
     config.fusion = "sum"  # | fitted, each source's weight, see inference/fusion.py
     config.budgets = 20  # points of the budgeted curve
@@ -126,6 +133,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.export = ""  # its directory
     config.images = ""  # files as photos/*.jpg, a folder, or a text file of paths
     config.budget = 0.0  # mean multiply-adds per image; 0: the most that was fitted
+    config.hold = ""  # | macs | ms, the budget's unit: keep the images' mean at it
     config.max_pixels = 8192**2  # of a file; larger ones are refused
     config.pictures = True  # draw one of each image: where it looked, what it said
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from anchornet_jax import models
-from anchornet_jax.inference import engine, stopping
+from anchornet_jax.inference import control, engine, exit_table, stopping
 from anchornet_jax.inference.exit_table import NEVER
 from anchornet_jax.methods import anchornet, preprocessing, registry
 from anchornet_jax.methods import method as protocol
@@ -188,6 +188,45 @@ def test_launches_are_full(classifier, images):
     later = past[past > 1] - 1
     needed = -(-COUNT // 8) + -(-len(past) // 8) + -(-later.sum() // 8)
     assert needed <= launched.total() <= needed + 3
+
+
+@pytest.fixture
+def held(tables):
+    """Return control of a budget, fitted to the first hundred images."""
+    confidence = tables["logits"]["confidence"][:100]
+    correct = np.eye(100, 4)  # is not asked for
+    half = exit_table.ExitTable(confidence, [1, 2, 3, 4], correct=correct)
+    return control.Control(half, 2.0, stand_in)
+
+
+def test_a_stream_under_control(classifier, tables, images, held):
+    """It ends as in the table, and goes on as it had begun."""
+    confidence = tables["logits"]["confidence"][100:]
+    wanted = held.exits(confidence, under_way=classifier.in_flight)
+    assert (wanted != held.rule.exits(confidence)).any()
+    classifier.rule = held
+    np.testing.assert_array_equal(classifier.classify(images[100:]).exit, wanted)
+    rest = classifier.stream(images[150:], known=wanted[:50].tolist())
+    assert [one.exit for one in rest] == wanted[50:].tolist()
+
+
+@pytest.mark.slow
+def test_control_of_several_devices(method, tables, images, held):
+    """However the launches are timed, the stream is the same."""
+    devices = jax.local_devices()[:3]
+    classifier = engine.Classifier(
+        method, held, image_size=SIZE, batch_size=4, devices=devices
+    )
+    wanted = held.exits(tables["logits"]["confidence"][100:], under_way=3 * 16)
+    for _ in range(2):
+        np.testing.assert_array_equal(classifier.classify(images[100:]).exit, wanted)
+
+
+def stand_in(data):
+    """Yield rules whose thresholds lie between confidences, cheapest first."""
+    for share in np.linspace(0, 1, 20):
+        values = np.quantile(data.confidence[:, :3], [share], 0, method="nearest")[0]
+        yield stopping.ThresholdRule(values + 1e-4)
 
 
 def test_stream_is_lazy(classifier, images):

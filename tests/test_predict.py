@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from anchornet_jax.data import photos
-from anchornet_jax.inference import export, stopping
+from anchornet_jax.inference import engine, export, stopping
 from anchornet_jax.methods import method as protocol
 from anchornet_jax.programs import pipeline, predict
 from anchornet_jax.runtime import files
@@ -121,6 +121,16 @@ def test_batches_without_pictures(config, tmp_path):
     assert not list((tmp_path / "out" / predict.PICTURES).iterdir())
 
 
+def test_a_budget_in_milliseconds_is_held(config, tmp_path, monkeypatch):
+    cost = np.array([1.0, 2.0, 4.0])
+    monkeypatch.setattr(engine.Classifier, "milliseconds", lambda _: cost)
+    config.hold, config.budget = "ms", 2.0
+    summary = pipeline.run(config, tmp_path)
+    assert summary["budget_ms"] == 2 and "budget_macs" not in summary
+    assert summary["mean_ms"] == pytest.approx(np.dot(summary["exits"], cost))
+    assert summary["mean_macs"] > 0
+
+
 def test_only_unreadable_files(config, folder, tmp_path, monkeypatch):
     monkeypatch.setattr(predict, "warm", lambda classifier: None)  # seconds
     config.images = f"{folder}/*.jpg"
@@ -156,6 +166,7 @@ def test_inputs_are_not_touched(config, folder, tmp_path):
 def test_killed_prediction_goes_on(config, folder, tmp_path, monkeypatch):
     """At whatever byte its last line ends; nothing is computed twice."""
     config.images, config.pictures = f"{folder}/*", True
+    config.hold = "macs"
     with pytest.raises(predict.Unreadable):
         pipeline.run(config, tmp_path / "whole")
 
@@ -253,6 +264,8 @@ def test_two_at_once(config, tmp_path):
             1.0,
             "`config.budget`: `budgets` holds 1.0; the cheapest exit costs",
         ),
+        ("hold", "ms", "`config.budget` is 0.0; with `config.hold=ms` allowed are"),
+        ("hold", "time", "`config.hold` is 'time'; allowed are '', 'macs', 'ms'"),
         ("max_pixels", 0, "`config.max_pixels` is 0; allowed are whole numbers from 1"),
         ("batch_size", 0, "`config.batch_size` is 0"),
     ],

@@ -433,4 +433,6 @@ def _budgeted(summary) -> str:
         "on the calibration images; what is used is counted on the test images. Under "
         "the name of each exit stands the share of the images that leaves there."
     )
+    if by := summary.budgeted[0].decided_by:
+        note += f" Rule: {by}."
     return table("Budgeted batch classification", header, rows, note)

@@ -16,12 +16,12 @@ One image at a time, for the shortest wait: `batch_size=1, in_flight=1`.
 
 import collections
 import statistics
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 import jax
 import numpy as np
 
-from anchornet_jax.inference import folding, runner, sources, stopping
+from anchornet_jax.inference import control, folding, runner, sources, stopping
 from anchornet_jax.inference.runner import Result
 from anchornet_jax.inference.sources import StreamError
 from anchornet_jax.methods import method as protocol
@@ -34,7 +34,8 @@ class Classifier:
 
     Attributes:
       method: the method as it was given.
-      rule: when to stop, from `stopping`.
+      rule: when to stop, from `stopping`, or a `control.Control`, which moves its rule so
+        that the mean cost of each stream, or array, comes out at its budget.
       image_size: side of the square images in pixels. A method on the host
         (`method.on_host`) takes images of any sizes, also mixed: it does not matter then.
       batch_size: images of a launch, on each device.
@@ -42,6 +43,8 @@ class Classifier:
         images, and a third more for their halved copies, are held in host memory.
       max_wait: launches after which an image goes on in a batch that is not full.
       details: also return boxes and logits.
+      features: what rules may see beside the confidence, names of
+        `methods.method.features`; those of the first rule by default.
       dtype: type of the computation, `bfloat16` say; None for the networks' own.
       devices: to be used; all local ones by default.
     """
@@ -49,13 +52,14 @@ class Classifier:
     def __init__(
         self,
         method: protocol.Method,
-        rule: stopping.Rule,
+        rule: stopping.Rule | control.Control,
         *,
         image_size: int,
         batch_size: int = 64,
         in_flight: int | None = None,
         max_wait: int = 64,
         details: bool = False,
+        features: Sequence[str] | None = None,
         dtype: str | None = None,
         devices=None,
     ):
@@ -79,15 +83,19 @@ class Classifier:
         self.image_size, self.batch_size = image_size, batch_size
         self.in_flight, self.max_wait, self.details = in_flight, max_wait, details
         self.method = method
+        self.features = tuple(rule.features if features is None else features)
+        protocol.check_features(method, self.features)
         self.rule = rule
         folded = folding.fold_method(method, image_size, dtype)
-        self._programs = runner.Programs(folded, image_size, details=details)
+        self._programs = runner.Programs(
+            folded, image_size, details=details, features=self.features
+        )
         self.devices = list(devices or jax.local_devices())
         variables = protocol.variables(folded)
         self._variables = [jax.device_put(variables, d) for d in self.devices]
 
     @property
-    def rule(self) -> stopping.Rule:
+    def rule(self) -> stopping.Rule | control.Control:
         """When to stop; may be replaced between streams, nothing is recompiled."""
         return self._rule
 
@@ -97,6 +105,11 @@ class Classifier:
         if rule.steps != exits - 1:
             raise ValueError(
                 f"`rule` decides {rule.steps} times; {exits} exits need {exits - 1}"
+            )
+        if missing := set(rule.features) - set(self.features):
+            raise ValueError(
+                f"`rule` sees {', '.join(sorted(missing))}; the classifier was made with "
+                f"`features` {self.features}"
             )
         self._rule = rule
 
@@ -129,11 +142,17 @@ class Classifier:
                     column[left.numbers] = values
         return Result(*columns)
 
-    def stream(self, images: Iterable[np.ndarray]) -> Iterator[Result]:
+    def stream(
+        self, images: Iterable[np.ndarray], known: Sequence[int] = ()
+    ) -> Iterator[Result]:
         """Classify a stream of uint8 images [H, W, 3]; results in its order.
 
         At most `in_flight` images per device are held, and results only as long as an
         earlier image is under way.
+
+        Args:
+          images: of any number.
+          known: exits of images that came before, where a stream under control goes on.
 
         Raises:
           ValueError: for an image of the wrong size or type; it names the item.
@@ -143,7 +162,7 @@ class Classifier:
         size = None if self._programs.on_host else self.image_size
         source = sources.Stream(images, size)
         finished, position = {}, 0
-        for numbers, columns in self._run(source):
+        for numbers, columns in self._run(source, known):
             columns = [[None] * len(numbers) if c is None else c for c in columns]
             for number, *values in zip(numbers.tolist(), *columns):
                 finished[number] = _plain(values)
@@ -204,10 +223,11 @@ class Classifier:
                 given[program] = protocol.cut(step, held, asks, place), place
         return running, given
 
-    def _run(self, source) -> Iterator[runner.Leaving]:
+    def _run(self, source, known=()) -> Iterator[runner.Leaving]:
         """Run a source to its end; yield who left, in the order of leaving."""
+        course = self.rule.begin(self.in_flight * len(self.devices), known)
         running = [
-            runner.Runner(self._programs, *both, self)
+            runner.Runner(self._programs, *both, self, course)
             for both in zip(self.devices, self._variables)
         ]
         while source.open or any(one.busy for one in running):
@@ -218,7 +238,7 @@ class Classifier:
                     yield one.collect()
                 else:
                     moved |= one.advance(source)
-            waiting = [one for one in running if one.pending]
+            waiting = [one for one in running if one.in_turn]
             if not moved and waiting:  # nothing to do but wait
                 yield waiting[0].collect()
 
@@ -229,6 +249,7 @@ def load(
     budget: float | None = None,
     thresholds: Iterable[float] | None = None,
     inputs: int | None = None,
+    hold: bool = False,
     **options,
 ) -> Classifier:
     """Make a classifier from an export, to stop by one of three rules.
@@ -238,6 +259,7 @@ def load(
       budget: mean multiply-adds per image, see `export.Export.rule`.
       thresholds: of the confidence, one per exit but the last.
       inputs: every image leaves after so many steps.
+      hold: keep each stream's mean at the budget, by `control`.
       **options: of `Classifier`.
 
     Raises:
@@ -251,13 +273,15 @@ def load(
         raise ValueError(
             f"give one of `budget`, `thresholds` and `inputs`, not {given}"
         )
+    if hold and budget is None:
+        raise ValueError("`hold` is True, but there is no `budget` to hold")
     found = export.load(directory)
     if thresholds is not None:
         rule = stopping.ThresholdRule(thresholds)
     elif inputs is not None:
         rule = stopping.fixed(inputs, len(found.method.steps))
     else:
-        _, rule = found.rule(budget)
+        rule = found.control(budget) if hold else found.rule(budget)[1]
     return Classifier(found.method, rule, image_size=found.image_size, **options)
 
 

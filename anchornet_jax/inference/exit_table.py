@@ -35,6 +35,9 @@ class ExitTable:
     correct: [n, E] bool.
     predicted: [n, E] int class at each exit, or None.
     label: [n] int, or None.
+    features: [n, E, F] what else is known of an image at an exit, or None; for rules that
+        see more than the confidence.
+    feature_names: [F], of their last axis.
     unit: of the cost, such as "G multiply-adds" or "ms"; said wherever a cost is.
 
     Raises:
@@ -47,6 +50,8 @@ class ExitTable:
     predicted: np.ndarray | None = None
     label: np.ndarray | None = None
     unit: str = ""
+    features: np.ndarray | None = None
+    feature_names: tuple[str, ...] = ()
 
     def __post_init__(self):
         confidence = _confidence(self.confidence)
@@ -67,13 +72,25 @@ class ExitTable:
             fields["correct"] = correct
         if "correct" not in fields:
             raise ValueError("give `correct`, or `predicted` and `label`")
+        names = tuple(map(str, self.feature_names))
+        fields["feature_names"] = names
+        if self.features is not None or names:
+            fields["features"] = _features(self.features, confidence.shape, names)
         for name, value in fields.items():
             object.__setattr__(self, name, value)
+
+    @property
+    def seen(self) -> dict[str, np.ndarray]:
+        """Return each feature [n, E] by its name, as `stopping.Rule.exits` takes them."""
+        return {
+            name: self.features[..., k] for k, name in enumerate(self.feature_names)
+        }
 
     def select(self, rows=slice(None), exits: int | None = None) -> "ExitTable":
         """Return the table of some rows (indices, mask or slice) and the first exits."""
         keep = {"cost": self.cost[:exits], "unit": self.unit}
-        for name in ("confidence", "correct", "predicted"):
+        keep["feature_names"] = self.feature_names
+        for name in ("confidence", "correct", "predicted", "features"):
             value = getattr(self, name)
             keep[name] = None if value is None else value[rows, :exits]
         keep["label"] = None if self.label is None else self.label[rows]
@@ -89,6 +106,8 @@ class ExitTable:
         if path.suffix != ".npz":
             raise ValueError(f"`path` is {str(path)!r}; a table is saved as .npz")
         arrays = {k: v for k, v in vars(self).items() if v is not None}
+        if self.features is None:
+            del arrays["feature_names"]
         files.write_npz(path, **arrays)
 
     @classmethod
@@ -98,7 +117,7 @@ class ExitTable:
         An `.npz` holds arrays named as the fields. A `.csv` has a header and one line
         per image, with columns `confidence_1` … `confidence_E`, then `correct_1` …
         (0 or 1), or `predicted_1` … and `label`, and optionally `cost_1` …, the same on
-        every line. Other arrays and columns are ignored.
+        every line, and `feature_NAME_1` … of any names. Other arrays and columns are ignored.
 
         Args:
             path: the file.
@@ -193,12 +212,14 @@ def _read_csv(path):
             )
     columns, fields = dict(zip(header, zip(*rows))), {}
     for name in ("confidence", "correct", "predicted", "cost"):
-        found = [column for column in columns if column.startswith(f"{name}_")]
-        wanted = [f"{name}_{t + 1}" for t in range(len(found))]
-        if sorted(found) != sorted(wanted):
-            raise ValueError(f"columns {found}; they must be numbered 1, 2, …")
-        if found:
-            fields[name] = np.stack([_numbers(c, columns[c]) for c in wanted], axis=1)
+        if found := _numbered(columns, name):
+            fields[name] = np.stack(found, axis=1)
+    named = [c.removeprefix("feature_") for c in columns if c.startswith("feature_")]
+    if names := tuple(dict.fromkeys(name.rpartition("_")[0] for name in named)):
+        found = [np.stack(_numbered(columns, f"feature_{name}"), 1) for name in names]
+        if len({one.shape for one in found}) > 1:
+            raise ValueError(f"columns {named}; every feature needs as many exits")
+        fields |= {"features": np.stack(found, axis=2), "feature_names": names}
     if "label" in columns:
         fields["label"] = _numbers("label", columns["label"])
     if "cost" in fields:
@@ -206,6 +227,15 @@ def _read_csv(path):
             raise ValueError("`cost` differs between lines; it belongs to the exits")
         fields["cost"] = fields["cost"][0]
     return fields
+
+
+def _numbered(columns, name) -> list[np.ndarray]:
+    """Return the columns NAME_1, NAME_2 … as numbers."""
+    found = [c for c in columns if c.startswith(f"{name}_")]
+    wanted = [f"{name}_{t + 1}" for t in range(len(found))]
+    if sorted(found) != sorted(wanted):
+        raise ValueError(f"columns {found}; they must be numbered 1, 2, …")
+    return [_numbers(column, columns[column]) for column in wanted]
 
 
 def _numbers(name, cells):
@@ -254,6 +284,22 @@ def _correct(correct, shape):
     if not np.isin(correct, (0, 1)).all():
         raise ValueError("`correct` must hold booleans, or 0 and 1")
     return correct.astype(bool)
+
+
+def _features(features, shape, names):
+    found = np.asarray(np.nan if features is None else features, float)
+    if found.shape != (*shape, len(names)) or len(set(names)) < len(names):
+        raise ValueError(
+            f"`features` has shape {found.shape} and `feature_names` is {names}; give "
+            f"[n, E, F] with {shape} first, and F different names"
+        )
+    if not np.isfinite(found).all():
+        row, exit, k = np.argwhere(~np.isfinite(found))[0]
+        raise ValueError(
+            f"`features` holds {found[row, exit, k]} as {names[k]} of image {row} at "
+            f"exit {exit + 1}; every value must be finite"
+        )
+    return found
 
 
 def _classes(name, values, shape):

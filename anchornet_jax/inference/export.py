@@ -20,6 +20,7 @@ import hashlib
 import pathlib
 import secrets
 import shutil
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -27,6 +28,7 @@ import jax
 import anchornet_jax
 from anchornet_jax import models
 from anchornet_jax.inference import (
+    control,
     exit_table,
     fitting,
     results,
@@ -40,6 +42,7 @@ from anchornet_jax.runtime import checkpoint, files, networks, workdir
 
 FORMAT = 2  # of metadata.json and the steps; newer ones are refused
 CALIBRATION = "calibration.npz"
+FITTED = ("weights", "inputs", "iou_threshold")  # arguments, by `evaluate`
 RESIZE = (
     "short side to `resize` pixels (0: not resized), bilinear with antialiasing, then "
     "the square of `image_size` pixels at the centre, uint8 RGB; with `whole` all of the "
@@ -91,9 +94,30 @@ class Export(NamedTuple):
         budget = budget or max(self.rules)
         if budget in self.rules:
             return budget, self.rules[budget]
-        kind = next(iter(self.rules.values())).name
+        kind = fitting.like(next(iter(self.rules.values())))
         (fitted,) = fitting.fit(self.calibration, [budget], kind)
         return budget, fitted.rule
+
+    def control(
+        self, budget: float = 0, milliseconds: Sequence[float] | None = None
+    ) -> control.Control:
+        """Return what keeps a stream's mean cost at a budget, by rules of the same kind.
+
+        Args:
+          budget: as of `rule`; with `milliseconds` in these, and above 0.
+          milliseconds: [T] cost of leaving at each exit, in place of multiply-adds; from
+            `engine.Classifier.milliseconds`.
+
+        Raises:
+          ValueError: as `rule`.
+        """
+        if not self.rules or milliseconds is None:
+            budget, _ = self.rule(budget)
+        table = self.calibration
+        if milliseconds is not None:
+            table = table.with_cost(milliseconds, "ms")
+        kind = fitting.like(next(iter(self.rules.values())))
+        return control.Control(table, budget, kind)
 
 
 def export(config, directory) -> dict:
@@ -153,9 +177,9 @@ def _described(config) -> tuple[dict, dict]:
 
 
 def fitted_arguments(summary: results.Evaluation) -> dict:
-    """Return the arguments of a method that its evaluation fitted: `weights`, or none."""
-    weights = summary.method.get("weights")
-    return {"weights": weights} if weights else {}
+    """Return the arguments of a method that its evaluation fitted or chose, if any."""
+    fitted = {key: summary.method.get(key) for key in FITTED}
+    return {key: value for key, value in fitted.items() if value}
 
 
 def _plain(method: dict) -> dict:
@@ -291,10 +315,9 @@ def load_steps(directory) -> serialised.Steps:
                 "serialised step can cut; use `export.load`"
             )
         serialised.check(about["calling_convention"])
-        traced = {
-            step["file"]: _read(directory, about, step["file"])
-            for step in about["steps"]
-        }
+        names = {step["file"] for step in about["steps"]}
+        names |= {serialised.OBSERVE} & set(about["sha256"])
+        traced = {name: _read(directory, about, name) for name in sorted(names)}
         return serialised.deserialise(traced, variables, about["steps"], about)
 
 
@@ -354,6 +377,7 @@ def _describe(method, image_size) -> dict:
             role: network.metadata["model"] for role, network in method.networks.items()
         },
         "steps": serialised.describe(method),
+        "features": protocol.features(method),
         "classes": protocol.classes(method),
         "preprocessing": {
             "image_size": image_size,

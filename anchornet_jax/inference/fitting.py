@@ -1,6 +1,6 @@
 """Stopping rules fitted to a budget, on calibration images.
 
-Three ways to fit one:
+Four ways to fit one:
 
 - `geometric`: thresholds that let shares proportional to q, q^2, … leave, as in MSDNet
   (Multi-Scale Dense Networks, 2018, Sec. 4.2), RANet and GFNet.
@@ -8,6 +8,7 @@ Three ways to fit one:
 - `value`: optimal stopping on the whole history of confidences. At each exit a
   regression predicts what going on is worth: the accuracy that it adds, less its cost
   at a price; who expects nothing leaves. Prices from high to low give all budgets.
+- `features`: the same, which also sees the features of the step that the table has.
 
     (fitted,) = fitting.fit(calibration, [1.1])
     exit_table.score(test, fitted.rule.exits(test.confidence)).accuracy
@@ -18,6 +19,7 @@ milliseconds.
 
 import dataclasses
 import itertools
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
@@ -98,7 +100,7 @@ def curve(
         )
     points = []
     for fitted in fit(calibration, budgets, method):
-        outcome = exit_table.score(test, fitted.rule.exits(test.confidence))
+        outcome = exit_table.score(test, fitted.rule.exits(test.confidence, test.seen))
         points.append(
             Point(
                 accuracy=outcome.accuracy,
@@ -116,7 +118,7 @@ def curve(
 
 
 def _try(table, rule):
-    outcome = exit_table.score(table, rule.exits(table.confidence))
+    outcome = exit_table.score(table, rule.exits(table.confidence, table.seen))
     return Fit(rule, outcome.accuracy, outcome.mean_cost)
 
 
@@ -219,20 +221,106 @@ def _thresholds(table):
 
 def _values(table):
     """Return value rules learned at falling prices."""
-    steps = len(table.cost) - 1
-    yield stopping.ValueRule([[-1] + [0] * (t + 2) for t in range(steps)])
-    history = [table.confidence[:, : t + 1] for t in range(steps)]
-    designs = [
-        design(stopping.features(known, range(t + 1)))
-        for t, known in enumerate(history)
-    ]
-    for price in prices(table):
-        yield stopping.ValueRule(
-            learn(table, designs, price, lambda _, w, gain: (w, gain > 0))
+    return _learned(table, (), stopping.ValueRule)
+
+
+def features(*names: str) -> Callable:
+    """Return the method that fits rules which see these features of a table."""
+    make = lambda weights: stopping.FeatureRule(weights, names)
+    return lambda table: _learned(table, names, make)
+
+
+def _learned(table, names, make):
+    """Return rules on the confidences so far and the step's features, by price."""
+    if missing := set(names) - set(table.feature_names):
+        raise ValueError(
+            f"`features` holds {', '.join(sorted(missing))}; the table has "
+            f"{', '.join(table.feature_names) or 'none'}"
         )
+    designs = []
+    for t in range(len(table.cost) - 1):
+        known = stopping.features(table.confidence[:, : t + 1], range(t + 1))
+        designs.append(design([*known, *(table.seen[name][:, t] for name in names)]))
+    yield make([[-1] + [0] * (columns.shape[1] - 1) for columns, _ in designs])
+    for price in prices(table):
+        yield make(learn(table, designs, price, lambda _, w, gain: (w, gain > 0)))
 
 
-METHODS = {"geometric": _geometric, "thresholds": _thresholds, "value": _values}
+METHODS = {
+    "geometric": _geometric,
+    "thresholds": _thresholds,
+    "value": _values,
+    "features": lambda table: features(*table.feature_names)(table),
+}
+
+
+def best(tables: Mapping, budgets, method="value", seeds: int = 1):
+    """Return the key of the table on which fitted rules are the most accurate.
+
+    By the mean over the budgets on held-out halves, all images being in every table; of
+    equals the first.
+
+    Args:
+        tables: of the same images, whose cheapest exits cost the same.
+        budgets: as of `fit`.
+        method: as of `fit`.
+        seeds: as of `held_out`.
+    """
+    reached = {
+        key: held_out(table, budgets, {"": method}, seeds)[""].accuracy.mean()
+        for key, table in tables.items()
+    }
+    return max(reached, key=reached.get)
+
+
+def like(rule: stopping.Rule) -> str | Callable:
+    """Return the method that fits rules of the kind of this one."""
+    return features(*rule.features) if rule.features else rule.name
+
+
+@dataclasses.dataclass(frozen=True)
+class HeldOut:
+    """What rules reach on the half that they were fitted to, and on the other.
+
+    fitted, accuracy: [budgets] on the one and on the other, means over all splits.
+    mean_cost: [budgets] on the other.
+    spread: [budgets] of `accuracy`, its standard deviation over the splits.
+    """
+
+    fitted: np.ndarray
+    accuracy: np.ndarray
+    mean_cost: np.ndarray
+    spread: np.ndarray
+
+
+def held_out(
+    table: exit_table.ExitTable, budgets, methods: Mapping[str, str | Callable], seeds=1
+) -> dict[str, HeldOut]:
+    """Compare methods on images that their rules were not fitted to.
+
+    The images are halved at random, `seeds` times; each half serves to fit, and the other
+    to score. All methods have the same halves.
+
+    Args:
+        table: of all images.
+        budgets: as of `fit`.
+        methods: by the name under which they are returned, each as of `fit`.
+        seeds: how often they are halved.
+    """
+    found = {name: [] for name in methods}
+    for seed in range(seeds):
+        order = np.random.default_rng(seed).permutation(len(table.confidence))
+        halves = [table.select(part) for part in np.array_split(order, 2)]
+        for calibration, test in (halves, halves[::-1]):
+            for name, method in methods.items():
+                points = curve(calibration, test, budgets, method)
+                found[name].append(
+                    [(p.calibration_accuracy, p.accuracy, p.cost) for p in points]
+                )
+    return {
+        name: HeldOut(*np.mean(splits, axis=0).T, np.std(splits, axis=0)[:, 1])
+        for name, splits in found.items()
+    }
 
 
 def learn(table: exit_table.ExitTable, designs: list, price: float, decide) -> list:

@@ -50,6 +50,14 @@ class Point:
         """Return E(t), the mean number of steps taken (2022, Fig. 7)."""
         return sum(t * share for t, share in enumerate(self.exits, 1))
 
+    @property
+    def decided_by(self) -> str:
+        """Name the rule and what it sees of a step; empty where there is none."""
+        if self.rule is None:
+            return ""
+        seen = ", ".join(["confidence", *self.rule.get("features", [])])
+        return f"{self.rule.get('rule')} on {seen}"
+
     def to_json(self) -> dict:
         """Return plain data, without what is not known."""
         return {k: v for k, v in vars(self).items() if v is not None}

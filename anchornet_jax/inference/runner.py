@@ -7,6 +7,7 @@ images of a launch may be of different batches and at different places.
 
 import collections
 import time
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -50,6 +51,7 @@ class Outcome(NamedTuple):
 
     confidence: jax.Array  # [b]
     predicted: jax.Array  # [b]
+    features: jax.Array | None  # [b, F], what else the rule sees
     ask: jax.Array | None  # [b, A, 4], what to cut of images on the host next
     logits: jax.Array | None  # [b, N]
     boxes: jax.Array | None  # [b, T, 4]
@@ -66,9 +68,17 @@ class Programs:
       launched: how often each step was launched, by name.
     """
 
-    def __init__(self, method: protocol.Method, image_size: int, *, details: bool):
+    def __init__(
+        self,
+        method: protocol.Method,
+        image_size: int,
+        *,
+        details: bool,
+        features: Sequence[str] = (),
+    ):
         """Compile nothing yet; `details` also returns boxes and logits."""
         self.method, self._size, self._details = method, image_size, details
+        self.features = tuple(features)
         self._steps = protocol.distinct(method.steps)
         self.places = [self._steps.index(step) for step in method.steps]
         self.traced, self.launched = collections.Counter(), collections.Counter()
@@ -181,6 +191,9 @@ class Programs:
         found = self.method.regions(changed, self._size) if self._details else None
         return state, Outcome(
             *protocol.decide(logits),
+            features=protocol.observe(self.method, changed, logits, self.features)
+            if self.features
+            else None,
             ask=changed["ask"] if self.on_host else None,
             logits=logits if self._details else None,
             boxes=None if found is None else found.boxes,
@@ -202,10 +215,10 @@ class Runner:
       scheduler: whose turn it is.
     """
 
-    def __init__(self, programs: Programs, device, variables, settings):
-        """Make the slots; `settings` is the `engine.Classifier`."""
+    def __init__(self, programs: Programs, device, variables, settings, course=None):
+        """Make the slots; `settings` is the `engine.Classifier`, `course` the stream's."""
         self._programs, self._device, self._variables = programs, device, variables
-        self._settings = settings
+        self._settings, self._course = settings, course
         slots, size = settings.in_flight, settings.batch_size
         self.scheduler = Scheduler(programs.places, slots, size, settings.max_wait)
         # One slot more, for the filling of batches that are not full.
@@ -216,6 +229,9 @@ class Runner:
         self._place = np.zeros(slots, np.int32)  # of the step that was taken last
         exits = len(programs.places)
         self._history = np.zeros((slots, exits), np.float32)  # of confidence
+        self._seen = {
+            name: np.zeros((slots, exits), np.float32) for name in programs.features
+        }
         self._details = empty(settings, slots)[3:]  # boxes and logits, or None
         # Of images on the host: what is kept of them, and what they ask for.
         self._held = [None] * slots
@@ -237,7 +253,15 @@ class Runner:
     @property
     def ready(self) -> bool:
         """Whether a launch can be collected without waiting."""
-        return bool(self.pending) and self.pending[0].outcome.confidence.is_ready()
+        return self.in_turn and self.pending[0].outcome.confidence.is_ready()
+
+    @property
+    def in_turn(self) -> bool:
+        """Whether the oldest launch, if there is any, is the next to be collected."""
+        if not self.pending:
+            return False
+        first = self.pending[0].slots[0]
+        return self._place[first] > 0 or self._course.in_turn(self._number[first])
 
     def advance(self, source) -> bool:
         """Launch what is possible; return whether anything was."""
@@ -246,7 +270,9 @@ class Runner:
         if launch := self.scheduler.full():
             return self._continue(launch)
         if source.open and self.scheduler.room():
-            return self._enter(*source.take(self._settings.batch_size))
+            size = self._settings.batch_size
+            if self._course.opens(source.next + size - 1):
+                return self._enter(*source.take(size))
         if self.pending:
             return False  # its survivors may fill a batch
         launch = self.scheduler.rest()
@@ -270,12 +296,14 @@ class Runner:
     def collect(self) -> Leaving:
         """Fetch the oldest launch; let go who is sure, queue the others."""
         slots, outcome = self.pending.popleft()
-        confidence, predicted, ask, logits, boxes = (
+        confidence, predicted, features, ask, logits, boxes = (
             None if array is None else np.asarray(array)[: len(slots)]
             for array in outcome
         )
         place = self._place[slots]
         self._history[slots, place] = confidence
+        for k, values in enumerate(self._seen.values()):
+            values[slots, place] = features[:, k]
         if ask is not None:
             self._asks[slots] = ask
         if logits is not None:
@@ -283,9 +311,12 @@ class Runner:
         leaves = np.zeros(len(slots), bool)
         for t in np.unique(place):
             rows = place == t
-            history = self._history[slots[rows], : t + 1]
-            leaves[rows] = self._settings.rule.leaves(int(t), history)
+            own = slots[rows]
+            history = self._history[own, : t + 1]
+            seen = {name: values[own, : t + 1] for name, values in self._seen.items()}
+            leaves[rows] = self._course.leaves(int(t), self._number[own], history, seen)
         left, going = slots[leaves], ~leaves
+        self._course.left(self._number[left], place[leaves])
         for slot in left[~np.isfinite(confidence[leaves])]:
             logging.warning(
                 "image %d: the networks' answer is not finite", self._number[slot]

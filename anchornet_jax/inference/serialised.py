@@ -7,6 +7,7 @@ variables are an argument: stored once, and a step is some tens of kilobytes.
     steps = deserialise(traced, variables, describe(method), {})
     state, logits = steps.run[0](images)
     state, logits = steps.run[1](images, state)  # and so on
+    seen = steps.observe(state, logits)  # {feature: [B]}, what rules may see of a step
 """
 
 import functools
@@ -20,6 +21,7 @@ from jax import export as jax_export
 from anchornet_jax.methods import method as protocol
 
 PLATFORMS = ("cpu", "cuda", "tpu")
+OBSERVE = "observe.features.jaxexport"  # no step's file has two points in its name
 
 
 class Steps(NamedTuple):
@@ -30,10 +32,13 @@ class Steps(NamedTuple):
         state that the one before returned; it returns the state, and logits [B, N] of
         the answer so far.
       metadata: all that metadata.json says of the export.
+      observe: a function of the state and logits after a step, which returns {feature:
+        [B]}; None of an older export.
     """
 
     run: tuple[Callable, ...]
     metadata: dict
+    observe: Callable | None = None
 
     def logits(self, images) -> jax.Array:
         """Return logits [B, T, N] of all exits."""
@@ -90,7 +95,10 @@ def serialise(method: protocol.Method, image_size: int) -> dict[str, bytes]:
             run, given = _later(step), (own, images, state, places)
         exported = jax_export.export(jax.jit(run), platforms=PLATFORMS)(*given)
         traced[about["file"]] = bytes(exported.serialize())
-    return traced
+    answer = jax.ShapeDtypeStruct((b, len(protocol.classes(method))), jnp.float32)
+    observe = jax.jit(functools.partial(protocol.observe, method))
+    exported = jax_export.export(observe, platforms=PLATFORMS)(state, answer)
+    return traced | {OBSERVE: bytes(exported.serialize())}
 
 
 def _first(method, step, image_size):
@@ -140,7 +148,7 @@ def deserialise(
       traced: from `serialise`.
       variables: of the networks by role.
       steps: from `describe`.
-      metadata: to be kept beside them.
+      metadata: to be kept beside them; `features` are the names of what is observed.
     """
     device = jax.device_put(variables)
     run = {}
@@ -150,7 +158,16 @@ def deserialise(
         for place in about["places"]:
             call = functools.partial(_call, program, own, place)
             run[place] = functools.partial(program, own) if place == 0 else call
-    return Steps(tuple(run[place] for place in sorted(run)), metadata)
+    observe = None
+    if OBSERVE in traced:
+        seen = jax.jit(jax_export.deserialize(bytearray(traced[OBSERVE])).call)
+        observe = functools.partial(_observe, seen, metadata["features"])
+    return Steps(tuple(run[place] for place in sorted(run)), metadata, observe)
+
+
+def _observe(program, names, state, logits):
+    found = program(state, logits)
+    return {name: found[:, k] for k, name in enumerate(names)}
 
 
 def _call(program, variables, place, images, state):

@@ -20,16 +20,16 @@ class Array:
             raise ValueError(
                 f"`images` are {found}; needed: uint8 [B, {size}, {size}, 3]"
             )
-        self._images, self.count, self._next = images, len(images), 0
+        self._images, self.count, self.next = images, len(images), 0
 
     @property
     def open(self) -> bool:
-        return self._next < self.count
+        return self.next < self.count
 
     def take(self, count) -> tuple[np.ndarray, jax.Array]:
         """Return the next numbers [b] and a full batch of pixels that begins with them."""
-        numbers = np.arange(self._next, min(self._next + count, self.count))
-        self._next += len(numbers)
+        numbers = np.arange(self.next, min(self.next + count, self.count))
+        self.next += len(numbers)
         if isinstance(self._images, jax.Array):
             return numbers, _rows(self._images, np.resize(numbers, count))
         pixels = self._images[numbers[0] : numbers[-1] + 1]
@@ -47,16 +47,16 @@ class Listed:
                 raise ValueError(
                     f"`images` item {number} is {_found(image)}; needed: {ANY_SIZE}"
                 )
-        self._images, self.count, self._next = images, len(images), 0
+        self._images, self.count, self.next = images, len(images), 0
 
     @property
     def open(self) -> bool:
-        return self._next < self.count
+        return self.next < self.count
 
     def take(self, count) -> tuple[np.ndarray, list]:
         """Return the next numbers [b] and so many images."""
-        numbers = np.arange(self._next, min(self._next + count, self.count))
-        self._next += len(numbers)
+        numbers = np.arange(self.next, min(self.next + count, self.count))
+        self.next += len(numbers)
         return numbers, [self._images[number] for number in numbers]
 
 
@@ -71,7 +71,7 @@ class Stream:
             iter(images),
             None if size is None else (size, size, 3),
         )
-        self._item, self.open, self.error = 0, True, None
+        self.next, self.open, self.error = 0, True, None
 
     def take(self, count) -> tuple[np.ndarray, np.ndarray]:
         """Return numbers [b] and a full batch of pixels; keep what went wrong."""
@@ -82,17 +82,17 @@ class Stream:
             except StopIteration:
                 self.open = False
             except Exception as error:  # noqa: BLE001, whatever the iterator raises
-                self._break(StreamError(f"`images` raised at item {self._item}"), error)
+                self._break(StreamError(f"`images` raised at item {self.next}"), error)
             else:
                 if not self._fits(image):
                     found, shape = _found(image), self._shape
                     wanted = ANY_SIZE if shape is None else f"uint8 {list(shape)}"
-                    message = f"`images` item {self._item} is {found}; needed: {wanted}"
+                    message = f"`images` item {self.next} is {found}; needed: {wanted}"
                     self._break(ValueError(message))
                 else:
                     taken.append(image)
-                    self._item += 1
-        numbers = np.arange(self._item - len(taken), self._item)
+                    self.next += 1
+        numbers = np.arange(self.next - len(taken), self.next)
         if self._shape is None:
             return numbers, taken
         pixels = np.array(taken, np.uint8).reshape(-1, *self._shape)

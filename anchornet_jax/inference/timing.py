@@ -33,15 +33,24 @@ def check(images: int, batch_size: int) -> None:
 
 
 def prepare(
-    method: protocol.Method, images: np.ndarray, batch_size: int
+    method: protocol.Method, images: np.ndarray, batch_size: int, rules=()
 ) -> engine.Classifier:
-    """Return a classifier on one device that has compiled its programs."""
+    """Return a classifier on one device that has compiled its programs.
+
+    Args:
+      method: any.
+      images: uint8 [B, H, W, 3], of which it takes some.
+      batch_size: of the launches.
+      rules: that will be measured; the classifier sees what they see.
+    """
+    seen = dict.fromkeys(name for rule in rules for name in rule.features)
     exits = len(method.steps)
     classifier = engine.Classifier(
         method,
         stopping.fixed(exits, exits),
         image_size=images.shape[1] if images.ndim > 1 else 0,
         batch_size=batch_size,
+        features=tuple(seen),
         devices=jax.local_devices()[:1],
     )
     classifier.classify(images[: 2 * batch_size])

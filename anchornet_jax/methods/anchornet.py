@@ -5,9 +5,10 @@ that learned nothing are the same method with another localiser. An image that l
 the glance never pays for the localiser: the step after it looks for the patches and
 classifies the first.
 
-Two things go beyond the paper, and are off unless asked for. The localiser has classified
+Three things go beyond the paper, and are off unless asked for. The localiser has classified
 the whole image by the time that it has localised; with `vote` its answer counts, and has
-an exit of its own before the first patch. With `weights` the sum is a weighted one.
+an exit of its own before the first patch. With `weights` the sum is a weighted one. And
+rules may see whether the networks agree, and how clear the heatmap is (`observe`).
 
     method = AnchorNet({"localizer": ..., "glance": ..., "patch": ...}, inputs=5)
 """
@@ -25,6 +26,11 @@ from anchornet_jax.models import Network, multiply_adds
 
 FUSE = ("logits", "probabilities")
 LEARNED = "network"  # the localiser that is one of the networks
+GLANCE, LOCALIZER, PATCHES = (
+    0,
+    1,
+    2,
+)  # places of what each input says, the first patch's
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -56,6 +62,9 @@ class AnchorNet:
     size: int = 0
     vote: bool = False
     weights: Sequence[Sequence[float]] = ()
+
+    features = ("agreement", "peak", "spread")
+    chosen = 2  # steps after which the patches are
 
     def __post_init__(self):
         if self.inputs < 2:
@@ -160,6 +169,7 @@ class AnchorNet:
             "valid": jnp.zeros((count, k), bool),
             "branch": jnp.zeros(count, jnp.int32),
             "heatmap": jnp.full((count, *grid), jnp.nan, jnp.float32),
+            "said": self._nothing_said(count),
         }
 
     @property
@@ -211,11 +221,53 @@ class AnchorNet:
             jnp.stack(extent, -1).astype(jnp.float32),
         )
 
+    def observe(self, state, logits: jax.Array) -> dict[str, jax.Array]:
+        """Return what rules may see of a step, {name: [b]}.
+
+        `agreement` is the share of the inputs so far whose own class is the answer; the
+        localiser's counts, if it knows classes. `peak` says by how many standard
+        deviations the best location stands out of the heatmap, and `spread` how far apart
+        those above its mean are, as a share of its side; both 0 before it is known.
+        """
+        return {
+            "agreement": self._agreement(state, logits),
+            **_shape(state["heatmap"]),
+        }
+
+    def choose(self, state, iou_threshold: float) -> dict:
+        """Return a state after the patches were chosen, as with another threshold.
+
+        What was said of the first patch stays: it is the heatmap's best in any case.
+        """
+        heatmap, k = state["heatmap"], self.inputs - 1
+        found = [
+            (heatmap, *patches.select(heatmap, one, k=k, iou_threshold=iou_threshold))
+            for one in self.fields
+        ]
+        _, corners, valid = localize.choose(found, state["branch"])
+        return {**state, "corners": corners, "valid": valid}
+
+    def _nothing_said(self, count: int) -> jax.Array:
+        """Return room for the class that each of glance, localiser and patches says."""
+        return jnp.full((count, 1 + self.inputs), -1, jnp.int32)
+
+    def _say(self, state, place, logits, exists) -> dict:
+        """Keep the class that an input says, where it exists [b, 1]; `place` is [b]."""
+        own = jnp.where(exists[:, 0] > 0, logits.argmax(-1), -1).astype(jnp.int32)
+        said = state["said"].at[jnp.arange(own.shape[0]), place].set(own)
+        return {**state, "said": said}
+
+    def _agreement(self, state, logits):
+        known = state["said"] >= 0
+        agrees = known & (state["said"] == logits.argmax(-1)[:, None])
+        return agrees.sum(-1) / jnp.maximum(known.sum(-1), 1)
+
     def _glance(self, variables, pixels, rows, state, t):
         model = self.networks["glance"].model
         images = preprocessing.normalise(patches.take(pixels, rows), model)
         small = patches.resize(images, self.patch_size)
         logits, _ = model.apply(variables["glance"], small)
+        state = self._say(state, GLANCE, logits, _always(t))
         return self._answer(state, "glance", logits, _always(t), t)
 
     def _look(self, variables, pixels, rows, state, t):
@@ -236,7 +288,11 @@ class AnchorNet:
             heatmap=self.heatmap,
         )
         own = {name: getattr(found, name) for name in ("corners", "valid", "branch")}
-        return {**state, **own, "heatmap": found.heatmap}, found.logits
+        state = {**state, **own, "heatmap": found.heatmap}
+        if found.logits is not None:
+            always = jnp.ones((found.branch.shape[0], 1))
+            state = self._say(state, LOCALIZER, found.logits, always)
+        return state, found.logits
 
     def _patch(self, variables, pixels, rows, state, t):
         place = jnp.arange(t.shape[0]), t - 1 - self.vote
@@ -248,6 +304,7 @@ class AnchorNet:
         patch = preprocessing.normalise(cut[:, 0], model)
         logits, _ = model.apply(variables["patch"], patch)
         exists = state["valid"][place][:, None].astype(jnp.float32)
+        state = self._say(state, PATCHES + place[1], logits, exists)
         return self._answer(state, "patch", logits, exists, t)
 
     @property
@@ -268,6 +325,32 @@ class AnchorNet:
             return state, (weights[..., None] * total).sum(1)
         total = total[:, 0]
         return state, jnp.log(total / seen) if self.fuse == "probabilities" else total
+
+
+def _shape(heatmap: jax.Array) -> dict[str, jax.Array]:
+    """Return peak and spread of heatmaps [b, G, G], see `AnchorNet.observe`."""
+    known = jnp.isfinite(heatmap)
+    count = jnp.maximum(known.sum((1, 2)), 1)  # [b]
+    mean = lambda values: values.sum((1, 2)) / count
+    whole = lambda values: values[:, None, None]
+    values = jnp.where(known, heatmap, 0.0)
+    above = jnp.where(known, values - whole(mean(values)), 0.0)
+    deviation = jnp.sqrt(mean(above**2))
+    peak = _ratio(above.max((1, 2)), deviation)
+    weight = jnp.maximum(above, 0.0)
+    weight = _ratio(weight, whole(weight.sum((1, 2))))
+    side = jnp.sqrt(count.astype(jnp.float32))
+    spread = 0.0
+    for axis, n in ((1, heatmap.shape[1]), (2, heatmap.shape[2])):
+        place = jnp.expand_dims(jnp.arange(n, dtype=jnp.float32), (0, 3 - axis))
+        centre = (weight * place).sum((1, 2))
+        spread += (weight * (place - whole(centre)) ** 2).sum((1, 2))
+    return {"peak": peak, "spread": jnp.sqrt(spread) / side}
+
+
+def _ratio(above, below):
+    """Return above / below, 0 where there is nothing to divide."""
+    return jnp.where(below > 0, above / jnp.where(below > 0, below, 1.0), 0.0)
 
 
 def _always(t):

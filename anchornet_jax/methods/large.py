@@ -32,7 +32,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from anchornet_jax.methods import localize, patches, preprocessing
-from anchornet_jax.methods.anchornet import AnchorNet
+from anchornet_jax.methods.anchornet import PATCHES, AnchorNet
 from anchornet_jax.methods.method import Regions, Step
 from anchornet_jax.methods.pyramid import Pyramid
 from anchornet_jax.models import multiply_adds
@@ -57,6 +57,8 @@ class LargeAnchorNet(AnchorNet):
     views: int = 4
     zooms: int = 2
 
+    chosen = 0  # the views of a level depend on the choices of the level before
+    features = ("agreement",)  # views have no common heatmap
     sources = ()  # no step adds the localiser's answer, so there is nothing to weigh
 
     def __post_init__(self):
@@ -100,6 +102,7 @@ class LargeAnchorNet(AnchorNet):
             "seen": jnp.zeros((count, 1), jnp.float32),
             "shape": jnp.zeros((count, 2), jnp.int32),
             "ask": jnp.zeros((count, asked, 4), jnp.int32),
+            "said": self._nothing_said(count),
         }
 
     def macs(self, image_size: int = 0) -> list[int]:
@@ -168,6 +171,10 @@ class LargeAnchorNet(AnchorNet):
         low = wide(boxes[..., :2]) + places[None, None] * wide(scale)
         size = jnp.broadcast_to(field.size * wide(scale), low.shape)
         return jnp.concatenate([low, low + size], -1), scale
+
+    def observe(self, state, logits: jax.Array) -> dict[str, jax.Array]:
+        """Return what rules may see of a step: the share of inputs that agree with it."""
+        return {"agreement": self._agreement(state, logits)}
 
     def _cut_glance(self, image, ask, t):
         whole = (0, 0, *image.shape)
@@ -250,6 +257,8 @@ class LargeAnchorNet(AnchorNet):
         model = self.networks["patch"].model
         patch = preprocessing.normalise(pixels["view"], model)
         logits, _ = model.apply(variables["patch"], patch)
+        place = PATCHES + t - 2 - self.zooms
+        state = self._say(state, place, logits, pixels["exists"])
         return self._answer(state, "patch", logits, pixels["exists"], t)
 
 

@@ -11,7 +11,7 @@ Semantic Patches* (2022), Sec. 3.4, is one method among others.
     found = table(variables(method), {"image": images[None]})  # on one device
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
 
 import jax
@@ -68,6 +68,14 @@ class Regions(NamedTuple):
 
 class Method(Protocol):
     """What a method is asked for; one file in `methods/` for each.
+
+    A method that lets rules see more than its answers has two things more: `features`,
+    names, and `observe(state, logits)`, {name: [b] float32} of a state after a step.
+
+    A method whose regions may be chosen anew has two things more: `chosen`, the number of
+    steps after which they are, above 0, and `choose(state, iou_threshold)`, the state after
+    these as it would be with that argument. Its argument `inputs` is the number of inputs;
+    with fewer it has as many exits less.
 
     Attributes:
       networks: by role.
@@ -255,7 +263,83 @@ def decide(logits: jax.Array) -> tuple[jax.Array, jax.Array]:
     return score.max(-1), score.argmax(-1).astype(jnp.int32)
 
 
-def make_table(method: Method, *, logits: bool = False) -> Callable:
+OF_ANSWERS = ("margin", "entropy")  # features of any method
+
+
+def features(method: Method) -> tuple[str, ...]:
+    """Return the names of what rules may see of each step beside the confidence.
+
+    Of every method the `margin` between the largest softmax and the next, and the
+    `entropy` of the softmax as a share of the most that it can be; and its own.
+    """
+    return (*OF_ANSWERS, *getattr(method, "features", ()))
+
+
+def check_features(method: Method, names) -> None:
+    """Raise ValueError for names that are not among the method's `features`."""
+    if unknown := [name for name in names if name not in features(method)]:
+        raise ValueError(
+            f"`features` holds {', '.join(unknown)}; the method offers "
+            f"{', '.join(features(method))}"
+        )
+
+
+def observe(method: Method, state, logits: jax.Array, names=None) -> jax.Array:
+    """Return features [b, F] of a state after a step, and its logits [b, N].
+
+    Args:
+      method: any.
+      state: of b images.
+      logits: the answer after the step.
+      names: of the features in their order; all of them where None.
+    """
+    score = jax.nn.softmax(logits)
+    best = jnp.arange(score.shape[1])[None] == score.argmax(-1)[:, None]
+    second = jnp.where(best, 0.0, score).max(-1)
+    bits = -jnp.where(score > 0, score * jnp.log(score), 0.0).sum(-1)
+    found = {
+        "margin": score.max(-1) - second,
+        "entropy": bits / np.log(max(2, score.shape[1])),
+    }
+    if hasattr(method, "observe"):
+        found |= method.observe(state, logits)
+    own = features(method) if names is None else names
+    return jnp.stack([found[name] for name in own], -1)
+
+
+def make_tables(method: Method, thresholds: Sequence[float], **options) -> Callable:
+    """Return the function that runs every image, for several choices of regions.
+
+    What comes before the choice runs once for all of them.
+
+    Args:
+      method: one whose regions may be chosen anew.
+      thresholds: of the IoU, for its `choose`.
+      **options: of `make_table`.
+
+    Returns:
+      `tables(variables, batch)`: what `make_table` of each would return, in one dict of
+      keys `0 confidence`, `0 predicted`, `1 confidence` and so on.
+    """
+    run, choices = _Table(method, **options), []
+    for threshold in thresholds:
+        choose = lambda _, state, own=threshold: method.choose(state, own)
+        choices.append(parallel.predict_step(choose))
+
+    def tables(variables, batch):
+        shared, found = run.steps(variables, batch, 0, method.chosen), {}
+        for number, choose in enumerate(choices):
+            own = shared._replace(state=choose(None, shared.state))
+            rest = run.steps(variables, batch, method.chosen, len(method.steps), own)
+            found |= {f"{number} {k}": v for k, v in run.arrays(rest, batch).items()}
+        return found
+
+    return tables
+
+
+def make_table(
+    method: Method, *, logits: bool = False, features: bool = False
+) -> Callable:
     """Return the function that runs every image through every step.
 
     Each distinct step is compiled once, as in the engine, and mapped over the devices.
@@ -263,53 +347,98 @@ def make_table(method: Method, *, logits: bool = False) -> Callable:
     Args:
       method: any.
       logits: return these as well.
+      features: and what `features(method)` names.
 
     Returns:
       `table(variables, batch)` for uint8 images `batch["image"]` [D, b, H, W, 3]: a
       dict of `confidence` and `predicted` [D, b, T], the fields of `Regions` that are
-      not None, and with `logits` these [D, b, T, N]. Of a method on the host,
+      not None, with `logits` these [D, b, T, N], with `features` these [D, b, T, F]. Of a method on the host,
       `batch["image"]` may also be D lists of b images of any sizes.
     """
+    run = _Table(method, logits=logits, features=features)
 
-    def mapped(step, first):
+    def table(variables, batch):
+        so_far = run.steps(variables, batch, 0, len(method.steps))
+        return run.arrays(so_far, batch)
+
+    return table
+
+
+class _SoFar(NamedTuple):
+    """What is known of images after some steps: a state, and of each step the answers."""
+
+    state: object
+    decisions: tuple = ()
+    observed: tuple = ()
+
+
+class _Table:
+    """The programs of `make_table`."""
+
+    def __init__(self, method, *, logits=False, features=False):
+        self._method, self._logits, self._features = method, logits, features
+        self._programs = {
+            step: self._mapped(step, step == method.steps[0])
+            for step in distinct(method.steps)
+        }
+
+        def look(_, given):
+            size = 0 if on_host(method) else given["image"].shape[1]
+            found = method.regions(given["state"], size)
+            return {} if found is None else found._asdict()
+
+        self._regions = parallel.predict_step(look)
+        # A program of its own, so that it cannot change how answers are rounded.
+        self._watch = parallel.predict_step(
+            lambda _, given: observe(method, given["state"], given["answer"])
+        )
+
+    def _mapped(self, step, first):
+        method, answers = self._method, self._logits or self._features
+
         def one(variables, given):
             images, t = given["image"], given["t"]
             size = 0 if on_host(method) else images.shape[1]
             state = method.start(len(t), size) if first else given["state"]  # [b, ...]
             state, answer = step.run(variables, images, None, state, t)
-            return state, (*decide(answer), *([answer] if logits else []))
+            return state, (*decide(answer), *([answer] if answers else []))
 
         return parallel.predict_step(one)
 
-    programs = {
-        step: mapped(step, step == method.steps[0]) for step in distinct(method.steps)
-    }
-
-    def look(_, given):
-        size = 0 if on_host(method) else given["image"].shape[1]
-        found = method.regions(given["state"], size)
-        return {} if found is None else found._asdict()
-
-    regions = parallel.predict_step(look)
-
-    def table(variables, batch):
-        given, decisions = {"image": batch["image"]}, []
-        see = _seer(method, batch["image"]) if on_host(method) else None
+    def steps(self, variables, batch, start, end, so_far=None) -> _SoFar:
+        """Take the steps from one place to another, with what came before."""
+        state, decisions, observed = so_far or _SoFar(None)
+        given = {"image": batch["image"]}
+        on = on_host(self._method)
+        see = _seer(self._method, batch["image"]) if on else None
         shape = len(batch["image"]), len(batch["image"][0])
-        for t, step in enumerate(method.steps):
+        for t, step in enumerate(self._method.steps[start:end], start):
             given["t"] = np.full(shape, t, np.int32)
+            if t:
+                given["state"] = state
             if see is not None:
-                given["image"] = see(step, given.get("state"), given["t"])
+                given["image"] = see(step, state, given["t"])
             own = {role: variables[role] for role in step.roles}
-            given["state"], decision = programs[step](own, given)
-            decisions.append(decision)
-        columns = [jnp.stack(column, 2) for column in zip(*decisions)]  # [D, b, T, ...]
-        own = dict(zip(("confidence", "predicted", "logits"), columns))
-        found = regions(None, {key: given[key] for key in ("image", "state")})
-        found = {key: value for key, value in found.items() if value is not None}
-        return own | found
+            state, decision = self._programs[step](own, given)
+            decisions = (*decisions, decision)
+            if self._features:
+                seen = self._watch(None, {"state": state, "answer": decision[2]})
+                observed = (*observed, seen)
+        return _SoFar(state, decisions, observed)
 
-    return table
+    def arrays(self, so_far: _SoFar, batch) -> dict:
+        """Return what is known after the last step as arrays."""
+        columns = zip(*so_far.decisions)
+        stacked = [jnp.stack(column, 2) for column in columns]  # [D, b, T, ...]
+        wanted = ("confidence", "predicted", *(["logits"] if self._logits else []))
+        own = dict(zip(wanted, stacked))
+        if self._features:
+            own["features"] = jnp.stack(so_far.observed, 2)
+        given = {"state": so_far.state}
+        if not on_host(self._method):
+            given["image"] = batch["image"]
+        found = self._regions(None, given)
+        return own | {key: value for key, value in found.items() if value is not None}
 
 
 def _seer(method, images):
@@ -334,13 +463,15 @@ def make_trace(method: Method) -> Callable:
       `trace(images, rule)` for uint8 [B, H, W, 3] and a `stopping.Rule`: NumPy arrays
       as `pictures.examples` takes them, without labels.
     """
-    table = make_table(method)
+    tables = {seen: make_table(method, features=seen) for seen in (False, True)}
     own = parallel.replicate(variables(method), jax.local_devices()[:1])
 
     def trace(images, rule):
         batch = [images] if on_host(method) else np.asarray(images)[None]
-        found = parallel.gather(table(own, {"image": batch}))
-        exits = rule.exits(found["confidence"])
+        found = parallel.gather(tables[bool(rule.features)](own, {"image": batch}))
+        columns = np.moveaxis(found.pop("features", np.zeros((0, 0, 0))), -1, 0)
+        seen = dict(zip(features(method), columns))
+        exits = rule.exits(found["confidence"], seen)
         return found | {"image": images, "exit": exits}
 
     return trace

@@ -13,7 +13,7 @@ from anchornet_jax import models
 from anchornet_jax.data import datasets, loading
 from anchornet_jax.inference import fitting
 from anchornet_jax.methods import localize, patches, registry, views
-from anchornet_jax.programs import evaluate
+from anchornet_jax.programs import evaluate, predict
 from anchornet_jax.runtime import pretrained
 from anchornet_jax.training import optimizers, train
 
@@ -64,6 +64,18 @@ def one_of(*names) -> Allowed:
     """Allow some values."""
     known = ", ".join(map(repr, names))
     return Allowed(known, lambda v: any(v == name for name in names))
+
+
+def some(allowed: Allowed) -> Allowed:
+    """Allow a sequence of values, all different, each of which is allowed; or none."""
+
+    def fits(values):
+        known = isinstance(values, (tuple, list))
+        return (
+            known and len({*values}) == len(values) and all(map(allowed.fits, values))
+        )
+
+    return Allowed(f"different {allowed.words}, or none", fits)
 
 
 def _is_rising(shares) -> bool:
@@ -139,6 +151,9 @@ KEYS = {
     "log_every_steps": whole(1),
     "method.name": one_of("", *registry.METHODS),
     "rule": one_of(*fitting.METHODS),
+    "choice.inputs": some(whole(2)),
+    "choice.iou_threshold": some(number(0, 1)),
+    "choice.budget": number(0),
     "vote": TRUTH,
     "fusion": one_of(*evaluate.FUSIONS),
     "budgets": whole(1),
@@ -152,6 +167,7 @@ KEYS = {
     "export": TEXT,
     "images": TEXT,
     "budget": number(0),
+    "hold": one_of(*predict.HOLDS),
     "max_pixels": whole(1),
     "pictures": TRUTH,
     "runs": TEXT,

@@ -131,8 +131,8 @@ def _measured(found, methods, images, batch_size: int) -> dict[str, Evaluation]:
     """Time the methods of all runs in turn, on the same images."""
     ways = {}
     for name, method in methods.items():
-        classifier = timing.prepare(method, images, batch_size)
         rules = [stopping.from_json(point.rule) for point in found[name].budgeted]
+        classifier = timing.prepare(method, images, batch_size, rules)
         ways[name, "budgeted"] = classifier, rules
         ways[name, "anytime"] = classifier, timing.fixed(method)
     times = timing.measure(ways, images)

@@ -61,14 +61,18 @@ def evaluate(config, directory) -> dict:
         raise ValueError(
             f"`config.fusion` is {FITTED!r}; {registry.name(method)} has no sum to weigh"
         )
+    candidates = _candidates(config, method, size)
     directory = workdir.claim(directory, config.to_dict())
 
+    tables = {}
+    if candidates:
+        method, tables["calibration"] = _choose(config, source, method, candidates)
     if config.fusion == FITTED:
-        method = _fused(config, source, method)
+        method, tables = _fused(config, source, method), {}
     run = lambda method, split: _run(config, source, split, method)
-    tables = {
-        "calibration": _table(run(method, config.calibration_split), method, size)
-    }
+    if not tables:
+        found = run(method, config.calibration_split)
+        tables["calibration"] = _table(found, method, size)
     found = run(method, config.test_split)
     tables["test"] = _table(found, method, size)
     others = {
@@ -109,13 +113,84 @@ def evaluate(config, directory) -> dict:
 def _run(config, source, split, method) -> dict[str, np.ndarray]:
     """Run every image of a split through every step; labels and boxes go along."""
     return collect.collect(
-        protocol.make_table(method),
+        protocol.make_table(method, features=True),
         parallel.replicate(protocol.variables(method)),
         source,
         split,
         batch_size=config.batch_size,
         images=EXAMPLES,
     )
+
+
+def _candidates(config, method, size) -> list[dict]:
+    """Return the inputs and thresholds to choose from, none where nothing is asked for.
+
+    Raises:
+      ValueError: for a method that has no such choice, or values that it refuses.
+    """
+    inputs, thresholds = config.choice.inputs, config.choice.iou_threshold
+    if not inputs and not thresholds:
+        return []
+    if not getattr(method, "chosen", 0):
+        raise ValueError(
+            f"`config.choice` asks for inputs or thresholds; {registry.name(method)} has "
+            "no regions that are chosen so"
+        )
+    cheapest = protocol.costs(method, size)[0]
+    if 0 < config.choice.budget < cheapest:
+        raise ValueError(
+            f"`config.choice.budget` is {config.choice.budget}; the cheapest exit costs "
+            f"{cheapest} multiply-adds"
+        )
+    found = [
+        {"inputs": count, "iou_threshold": threshold}
+        for threshold in thresholds or [method.iou_threshold]
+        for count in inputs or [method.inputs]
+    ]
+    for one in found:
+        try:
+            protocol.check_images(dataclasses.replace(method, **one), size)
+        except ValueError as error:
+            raise ValueError(f"`config.choice` holds {one}: {error}") from None
+    return found
+
+
+def _choose(config, source, method, candidates):
+    """Return the method of the best candidate, and its table of the calibration split.
+
+    The networks run once on the glance and the whole image, and for each threshold on
+    the patches of as many inputs as any candidate has; with fewer, exits are left out.
+    """
+    size = source.image_size
+    thresholds = list(dict.fromkeys(one["iou_threshold"] for one in candidates))
+    most = max(one["inputs"] for one in candidates)
+    whole = dataclasses.replace(method, inputs=most)
+    found = collect.collect(
+        protocol.make_tables(whole, thresholds, features=True),
+        parallel.replicate(protocol.variables(whole)),
+        source,
+        config.calibration_split,
+        batch_size=config.batch_size,
+    )
+    tables = {}
+    for one in candidates:
+        number = thresholds.index(one["iou_threshold"])
+        own = {
+            k: found[f"{number} {k}"] for k in ("confidence", "predicted", "features")
+        }
+        table = _table(own | {"label": found["label"]}, whole, size)
+        exits = len(whole.steps) - (most - one["inputs"])
+        tables[tuple(one.items())] = table.select(exits=exits)
+    cost = protocol.costs(whole, size)
+    budgets = [config.choice.budget or _budgets(cost, config.budgets)]
+    chosen = fitting.best(tables, np.ravel(budgets), config.rule)
+    logging.info("of %d candidates chosen: %s", len(candidates), dict(chosen))
+    return dataclasses.replace(method, **dict(chosen)), tables[chosen]
+
+
+def _budgets(cost, points: int) -> np.ndarray:
+    """Return the budgets of a curve between the first exit's cost and the last's."""
+    return np.geomspace(cost[0], cost[-1], points + 1)[1:]
 
 
 def _fused(config, source, method):
@@ -138,6 +213,8 @@ def _table(found, method, image_size) -> exit_table.ExitTable:
         label=found["label"],
         cost=np.asarray(protocol.costs(method, image_size), float),
         unit="multiply-adds",
+        features=found["features"],
+        feature_names=protocol.features(method),
     )
 
 
@@ -149,7 +226,7 @@ def _budgeted(tables, points: int, rule: str) -> list[Point]:
     cost = tables["calibration"].cost
     if len(cost) == 1:  # one exit: nothing to decide
         return []
-    budgets = np.geomspace(cost[0], cost[-1], points + 1)[1:]
+    budgets = _budgets(cost, points)
     found = fitting.curve(tables["calibration"], tables["test"], budgets, rule)
     unspent = next((i for i, p in enumerate(found) if not p.binding), len(found))
     return found[: unspent + 1]
@@ -172,8 +249,8 @@ def _timed(config, source, method, references, summary) -> Evaluation:
         source, config.test_split, config.timing.images, config.batch_size
     )
     size = config.timing.batch_size
-    own = timing.prepare(method, images, size)
     rules = [stopping.from_json(point.rule) for point in summary.budgeted]
+    own = timing.prepare(method, images, size, rules)
     ways = {"budgeted": (own, rules), "anytime": (own, timing.fixed(method))}
     for name, other in references.items():
         if len(other.steps) == 1:
@@ -242,7 +319,8 @@ def _save_examples(directory, found, table, summary) -> None:
     if point.rule is None:
         exits = np.full(len(found["image"][first]), np.argmax(point.exits))
     else:
-        exits = stopping.from_json(point.rule).exits(table.confidence[first])
+        shown = table.select(first)
+        exits = stopping.from_json(point.rule).exits(shown.confidence, shown.seen)
     images = _of_one_shape(found["image"][first])
     files.write_npz(
         directory / "examples.npz",
@@ -251,9 +329,9 @@ def _save_examples(directory, found, table, summary) -> None:
         **{name: found[name][: len(images)] for name in SHOWN if name in found},
     )
     logging.info(
-        "operating point: %.1f %% at %.1f M multiply-adds",
-        100 * point.accuracy,
-        point.cost / 1e6,
+        "operating point: %.1f %% at %.1f M multiply-adds, %s",
+        *(100 * point.accuracy, point.cost / 1e6),
+        point.decided_by or "one exit",
     )
 
 

@@ -15,7 +15,7 @@ import math
 import os
 import pathlib
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import jax
@@ -24,12 +24,14 @@ from absl import logging
 
 from anchornet_jax.data import photos
 from anchornet_jax.figures import pictures, plots
-from anchornet_jax.inference import engine, exit_table, export, stopping
+from anchornet_jax.inference import control, engine, exit_table, export, stopping
 from anchornet_jax.methods import method as protocol
 from anchornet_jax.runtime import console, files, parallel, text, workdir
 
 ABOUT, PREDICTIONS, PICTURES = "prediction.json", "predictions.jsonl", "pictures"
 SUMMARY = "summary.json"
+NOT_FINITE = "the networks' answer is not finite"  # a prediction's `error`
+HOLDS = ("", MACS := "macs", MS := "ms")  # units of a budget that is held
 
 
 class Unreadable(RuntimeError):
@@ -63,9 +65,13 @@ def predict(config, directory) -> dict:
     `error`. A prediction that was killed goes on where it stopped; one that had ended, or
     was of something else, is replaced.
 
+    With `config.hold` the mean cost of the images of each host is kept at the budget as it
+    goes, see `control`; what a killed prediction has spent counts.
+
     Returns:
       `images`, `unreadable`, `budget_macs`, `mean_macs` and `exits`, the share of the
-      images that left at each.
+      images that left at each; where milliseconds are held, `budget_ms` and `mean_ms` by
+      what an exit costs at full batches.
 
     Raises:
       ValueError: for a config that cannot run, before anything is written.
@@ -80,6 +86,12 @@ def predict(config, directory) -> dict:
         batch_size=config.batch_size,
         in_flight=None if config.batch_size > 1 else config.batch_size,
     )
+    costs = {MACS: found.macs}
+    if config.hold == MS:
+        warm(classifier)
+        costs[MS] = classifier.milliseconds().tolist()
+    if config.hold:
+        classifier.rule = _held(found, budget, costs.get(MS))
     settings = _settings(config, found, budget)
     own = parallel.together(lambda: _own(directory))
     journal = parallel.together(lambda: Journal(own, paths, settings))
@@ -88,9 +100,11 @@ def predict(config, directory) -> dict:
         logging.info("%d of %d files are known from before", len(known), len(paths))
     if len(known) < len(paths):
         warm(classifier)
-    draw = _make_draw(found, rule, journal) if config.pictures else lambda *_: {}
+    draw = _make_draw(found, journal) if config.pictures else lambda *_: {}
     left = console.reporter(len(paths), len(known))
-    rest = classify(classifier, found, paths[len(known) :], config.max_pixels)
+    rest = classify(
+        classifier, found, paths[len(known) :], config.max_pixels, _exits(known, found)
+    )
     with journal.writing() as write:
         for number, one in enumerate(rest, 1 + len(known)):
             about = {"file": str(one.path), **describe(found, one)}
@@ -105,7 +119,7 @@ def predict(config, directory) -> dict:
                     "%d of %d files, %s left",
                     *(number, len(paths), console.remaining(seconds)),
                 )
-    return _finish(found, journal, budget, pathlib.Path(directory))
+    return _finish(found, journal, budget, costs, pathlib.Path(directory))
 
 
 def _share(images: str) -> list[pathlib.Path]:
@@ -150,7 +164,7 @@ def _settings(config, found, budget) -> dict:
         "images": str(config.images),
         "budget": budget,
         "pictures": config.pictures,
-    }
+    } | ({"hold": config.hold} if config.hold else {})
 
 
 class Journal:
@@ -286,10 +300,31 @@ def _export(config) -> tuple[export.Export, stopping.Rule, float]:
     except ValueError as error:
         raise ValueError(f"`config.export`: {error}") from None
     try:
-        budget, rule = found.rule(config.budget)
+        in_time = config.hold == MS
+        budget, rule = found.rule(0 if in_time else config.budget)
     except ValueError as error:
         raise ValueError(f"`config.budget`: {error}") from None
-    return found, rule, budget
+    if in_time and not config.budget:
+        raise ValueError(
+            "`config.budget` is 0.0; with `config.hold=ms` allowed are milliseconds per "
+            "image"
+        )
+    return found, rule, config.budget if in_time else budget
+
+
+def _held(found, budget, milliseconds) -> control.Control:
+    """Return the control of a budget, in milliseconds where these are known."""
+    try:
+        return found.control(budget, milliseconds)
+    except ValueError as error:
+        raise ValueError(f"`config.budget`: {error}") from None
+
+
+def _exits(lines, found) -> list[int]:
+    """Return the exits of images that are known; those without a finite answer go on."""
+    last = {"exit": len(found.macs) - 1}
+    answered = (last if line.get("error") == NOT_FINITE else line for line in lines)
+    return [line["exit"] for line in answered if "exit" in line]
 
 
 def warm(classifier: engine.Classifier) -> None:
@@ -319,8 +354,17 @@ def classify(
     found: export.Export,
     paths: Iterable,
     max_pixels: int = photos.MAX_PIXELS,
+    known: Sequence[int] = (),
 ) -> Iterator[Prediction]:
-    """Classify image files, in their order; what cannot be read has no result."""
+    """Classify image files, in their order; what cannot be read has no result.
+
+    Args:
+      classifier: of the export.
+      found: the export.
+      paths: of the files.
+      max_pixels: of a file.
+      known: as of `engine.Classifier.stream`.
+    """
     options = seen(found) | {"max_pixels": max_pixels}
     under_way = collections.deque()  # (path, image, when it entered)
 
@@ -334,7 +378,7 @@ def classify(
         while under_way and isinstance(under_way[0][1], ValueError):
             yield Prediction(*under_way.popleft()[:2])
 
-    for result in classifier.stream(images()):
+    for result in classifier.stream(images(), known):
         now = time.perf_counter()
         yield from unreadable()
         path, image, entered = under_way.popleft()
@@ -347,7 +391,7 @@ def describe(found: export.Export, one: Prediction) -> dict:
     if one.result is None:
         return {"error": str(one.image)}
     if not math.isfinite(one.result.confidence):
-        return {"error": "the networks' answer is not finite"}
+        return {"error": NOT_FINITE}
     return {
         "class": found.classes[one.result.predicted],
         "confidence": round(one.result.confidence, 6),
@@ -367,13 +411,14 @@ def line(about: dict) -> str:
     )
 
 
-def _make_draw(found, rule, journal):
+def _make_draw(found, journal):
     """Return the function that draws one prediction and says where."""
     trace = protocol.make_trace(found.method)
 
     def draw(number, one):
+        left = stopping.fixed(one.result.exit + 1, len(found.macs))
         figure = pictures.examples(
-            trace(one.image[None], rule),
+            trace(one.image[None], left),
             found.classes,
             found.exits,
             [text.printable(one.path.name)],
@@ -385,7 +430,7 @@ def _make_draw(found, rule, journal):
     return draw
 
 
-def _finish(found, journal, budget, directory) -> dict:
+def _finish(found, journal, budget, costs, directory) -> dict:
     """Sum up what all hosts did; raise if files could not be read."""
     lines = journal.lines()
     failed = [line for line in lines if "error" in line]
@@ -404,17 +449,18 @@ def _finish(found, journal, budget, directory) -> dict:
     summary = {
         "images": int(counts.sum()),
         "unreadable": unreadable,
-        "budget_macs": budget,
-        "mean_macs": float(shares @ found.macs),
+        f"budget_{[*costs][-1]}": budget,
+        **{f"mean_{unit}": float(shares @ cost) for unit, cost in costs.items()},
         "exits": shares.tolist(),
     }
     where = ", ".join(
         f"{share:.0%} after {name}" for name, share in zip(found.exits, shares)
     )
+    said = f"{budget:.3g} ms" if MS in costs else f"{budget / 1e6:.0f} M"
     logging.info(
-        "%d images in %s: left %s; %.0f M multiply-adds on average, budget %.0f M",
+        "%d images in %s: left %s; %.0f M multiply-adds on average, budget %s",
         *(summary["images"], directory, where),
-        *(summary["mean_macs"] / 1e6, budget / 1e6),
+        *(summary["mean_macs"] / 1e6, said),
     )
     if jax.process_index() == 0:
         files.write_sealed(directory / SUMMARY, summary)
