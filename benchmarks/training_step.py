@@ -1,8 +1,10 @@
-"""Time of AnchorNet's training step beside its parts, and of what was replaced.
+"""Time of training steps beside their parts, and of what was replaced.
 
     python benchmarks/training_step.py
 
-Needs jax, flax and optax alone. Prints a table and writes results/training_step.json
+Needs jax, flax and optax alone. AnchorNet sees whole images, the ResNets what the glance
+and the patches are, 95 pixels; each is also run with XLA's own gradient of dense kernels.
+Prints a table and writes results/training_step.json
 beside this file. Alternatives are run in turn within one process, so read the ratios;
 the times depend on the machine, which the JSON file names.
 """
@@ -41,11 +43,30 @@ def times_ms(functions: dict, repeats: int) -> dict[str, float]:
     return {name: statistics.median(values) for name, values in measured.items()}
 
 
-def network(batch: int, size: int) -> dict:
-    """Return the forward pass, the gradient and the whole step of AnchorNet."""
-    model = AnchorNet(1000, axis_name=parallel.AXIS)
+NETWORKS = {"anchornet": "full", "resnet50": "resized", "resnet10": "resized"}
+
+
+def networks(batch: int, size: int) -> dict:
+    """Return the training steps, with our gradient of dense kernels and with XLA's."""
+    functions, ours = {}, layers.MANY_IMAGES
+    for name, view in NETWORKS.items():
+        for form, many in (("ours", ours), ("native", batch + 1)):
+            layers.MANY_IMAGES = many  # read when the step is traced, here
+            run = training_step(name, view, batch, size)
+            jax.block_until_ready(run())
+            functions[f"{name}, training step, {form}"] = run
+    layers.MANY_IMAGES = ours
+    return functions
+
+
+def training_step(name: str, view: str, batch: int, size: int):
+    """Return the function that takes one training step on random images."""
+    model = models.create(name, 1000, axis_name=parallel.AXIS)
+    localizer = AnchorNet(1000)
     optimizer = optax.sgd(0.1, 0.9)
-    objective = objectives.classification(model, views.make("full", model), size)
+    seen = views.make(view, localizer, network=model)
+    side = size if view == "full" else localizer.field.size
+    objective = objectives.classification(model, seen, side)
     state = train_step.create_state(objective, optimizer, 0)
     step = jax.jit(
         jax.vmap(
@@ -55,16 +76,52 @@ def network(batch: int, size: int) -> dict:
             axis_name=parallel.AXIS,
         )
     )
-    images = jax.random.randint(
-        jax.random.key(0), (1, batch, size, size, 3), 0, 256
-    ).astype(jnp.uint8)
+    shape = (1, batch, size, size, 3)
+    images = jax.random.randint(jax.random.key(0), shape, 0, 256).astype(jnp.uint8)
     data = {"image": images, "label": jnp.zeros((1, batch), jnp.int32)}
-    variables = state.variables()[objectives.NETWORK]
+    return lambda: step(state, None, data)
+
+
+def inference(batch: int, size: int) -> dict:
+    """Return the forward pass of AnchorNet."""
+    model = AnchorNet(1000)
+    images = jnp.zeros((batch, size, size, 3), jnp.uint8)
+    variables = jax.jit(model.init)(
+        jax.random.key(0), preprocessing.normalise(images[:1])
+    )
     forward = jax.jit(lambda v, x: model.apply(v, preprocessing.normalise(x))[0])
-    return {
-        "AnchorNet, inference": lambda: forward(variables, images[0]),
-        "AnchorNet, training step": lambda: step(state, None, data),
-    }
+    return {"anchornet, inference": lambda: forward(variables, images)}
+
+
+def dense(batch: int, size: int) -> dict:
+    """Return the gradients of dense kernels on large maps, ours and XLA's."""
+    functions = {}
+    for side, channels, features, stride in (
+        (size, 3, 16, 2),  # AnchorNet's first
+        (size // 4, 64, 64, 1),  # a ResNet on the full image
+        (24, 64, 64, 1),  # and on a patch
+        (24, 128, 32, 1),  # DenseNet
+    ):
+        x = jax.random.normal(jax.random.key(0), (batch, side, side, channels))
+        kernel = jnp.ones((3, 3, channels, features))
+
+        def native(x, kernel, stride):
+            return layers.native_convolution(
+                x, kernel, stride=stride, padding=1, groups=1
+            )
+
+        def ours(x, kernel, stride):
+            return layers.dense(x, kernel, stride, 1)
+
+        for name, form in (("ours", ours), ("native", native)):
+            gradient = jax.jit(
+                jax.grad(lambda k, x, f=form, s=stride: (f(x, k, s) ** 2).sum())
+            )
+            label = (
+                f"kernel of {side}x{side}x{channels} to {features} /{stride}, {name}"
+            )
+            functions[label] = lambda g=gradient, x=x, k=kernel: g(k, x)
+    return functions
 
 
 def depthwise(batch: int, size: int) -> dict:
@@ -126,7 +183,7 @@ def main() -> None:
     parser.add_argument("--output", type=pathlib.Path, default=RESULTS)
     options = parser.parse_args()
     rows = {}
-    for part in (network, depthwise, others):
+    for part in (networks, inference, dense, depthwise, others):
         found = times_ms(part(options.batch, options.size), options.repeats)
         for name, value in found.items():
             print(f"{name:45} {value:9.1f} ms", flush=True)

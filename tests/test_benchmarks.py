@@ -53,8 +53,9 @@ def test_training_step(tmp_path):
     )
     rows = json.loads(output.read_text())["milliseconds"]
     assert len(printed.splitlines()) == len(rows) + 1
-    # Two of AnchorNet, two forms of seven depthwise layers, of swish and of max pooling.
-    assert len(rows) == 2 + 2 * 7 + 4 and min(rows.values()) > 0
+    # Two forms of three networks' steps, of four dense kernels, seven depthwise layers,
+    # swish and max pooling, and the forward pass.
+    assert len(rows) == 2 * (3 + 4 + 7 + 2) + 1 and min(rows.values()) > 0
 
 
 @pytest.mark.slow

@@ -70,6 +70,54 @@ def test_grouped_equals_native(channels, features, groups, stride):
     )
 
 
+@pytest.mark.parametrize(
+    ("images", "height", "width", "features", "side", "stride", "padding", "dilation"),
+    [
+        (24, 9, 8, 6, 3, 1, 1, 1),
+        (25, 12, 11, 5, 3, 2, 0, 1),
+        (24, 13, 13, 4, 7, 2, 3, 1),
+        (24, 7, 6, 4, 3, 1, 2, 2),
+    ],
+)
+def test_gradient_of_dense_kernel(
+    images, height, width, features, side, stride, padding, dilation, monkeypatch
+):
+    """As products it is XLA's, to 1e-5 of the largest entry."""
+    monkeypatch.setattr(layers, "MANY_PIXELS", 1)
+    where = {"stride": stride, "padding": padding, "dilation": dilation}
+    native = functools.partial(layers.native_convolution, groups=1, **where)
+
+    @jax.jit
+    def run(x, kernel):
+        wanted, pull = jax.vjp(native, x, kernel)
+        found, ours = jax.vjp(
+            lambda *args: layers.dense(*args, *where.values()), x, kernel
+        )
+        return (found, *ours(jnp.cos(wanted))), (wanted, *pull(jnp.cos(wanted)))
+
+    x, kernel = normal(images, height, width, 3), normal(side, side, 3, features)
+    for found, wanted in zip(*run(x, kernel)):
+        assert abs(found - wanted).max() <= 1e-5 * abs(wanted).max()
+
+
+@pytest.mark.parametrize(
+    ("platform", "images", "size", "loops"),
+    [
+        ("cpu", 24, 20, True),
+        ("cpu", 23, 20, False),
+        ("cpu", 24, 19, False),
+        ("cuda", 24, 20, False),
+        ("tpu", 24, 20, False),
+    ],
+)
+def test_form_of_gradient_of_dense_kernel(platform, images, size, loops):
+    """A loop over images on CPU alone, in large batches of large maps."""
+    x, kernel = jnp.zeros((images, size, size, 2)), jnp.zeros((3, 3, 2, 2))
+    gradient = jax.jit(jax.grad(lambda k: layers.dense(x, k, 1, 1).sum()))
+    lowered = gradient.trace(kernel).lower(lowering_platforms=(platform,))
+    assert ("stablehlo.while" in lowered.as_text()) == loops
+
+
 def test_depthwise_compiles_natively_elsewhere():
     """GPU and TPU keep the grouped convolution; the choice falls at lowering."""
     x, kernel = jnp.zeros((1, 8, 8, 4)), jnp.zeros((3, 3, 1, 4))

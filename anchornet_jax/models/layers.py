@@ -4,7 +4,8 @@ A convolution is computed in the form that its platform runs fastest; parameters
 results do not depend on the form. On CPU a depthwise convolution is a sum of shifted
 slices, 30 to 90 times faster than XLA's grouped convolution, and one of wider groups a
 few dense ones: at 24x24x128 in 32 groups, batch 32, its gradient takes 41 ms instead of
-9.7 s. Elsewhere the native convolution is kept. A 1x1 convolution is a matrix product
+9.7 s. The gradient of a dense kernel is XLA's own only on small maps and in small
+batches. Elsewhere the native convolution is kept. A 1x1 convolution is a matrix product
 everywhere.
 """
 
@@ -24,6 +25,10 @@ KAIMING_IN = nn.initializers.variance_scaling(2.0, "fan_in", "normal")
 TORCH_LINEAR = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 SAME = "same"  # padding as TensorFlow's networks have it, see `same_padding`
 BLOCK = 32  # channels per dense convolution; on CPU 64 and 128 are slower, 16 no faster
+# From how many images and pixels of a result on XLA's gradient of a dense kernel, which
+# contracts over all of them on one core, is the slower form on CPU: up to 3 times as slow
+# at 32 images, 1.2 times as fast at 16.
+MANY_IMAGES, MANY_PIXELS = 24, 400
 
 
 def make_divisible(channels: float, divisor: int = 8) -> int:
@@ -203,6 +208,81 @@ grouped.defvjp(
 )
 
 
+def _native_dkernel(x, gradient, *, side, **where):
+    kernel = jnp.zeros((side, side, x.shape[-1], gradient.shape[-1]), x.dtype)
+    convolve = functools.partial(native_convolution, x, groups=1, **where)
+    return jax.vjp(convolve, kernel)[1](gradient)[0]
+
+
+def _product_dkernel(x, gradient, *, side, **where):
+    """Return the gradient of a dense kernel as matrix products, of two images each.
+
+    What all taps of two large maps multiply fits into a cache, that of a batch does not;
+    one image alone leaves the cores less to share.
+    """
+    at_once = 2 - len(x) % 2
+    channels, features = x.shape[-1], gradient.shape[-1]
+
+    def add(total, some):
+        x, gradient = some
+        taps = jnp.concatenate([tap for _, _, tap in _taps(x, side, **where)], -1)
+        # The features first: three quarters of the time of the other order.
+        return total + jnp.matmul(
+            gradient.reshape(-1, features).T,
+            taps.reshape(-1, side**2 * channels),
+            preferred_element_type=jnp.float32,
+        ), None
+
+    total = jnp.zeros((features, side**2 * channels), jnp.float32)
+    parts = (a.reshape(-1, at_once, *a.shape[1:]) for a in (x, gradient))
+    total, _ = lax.scan(add, total, tuple(parts))
+    return total.T.reshape(side, side, channels, features).astype(x.dtype)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
+def dense(
+    x: jax.Array, kernel: jax.Array, stride: int, padding: int, dilation: int = 1
+) -> jax.Array:
+    """Convolve all channels with all kernels: `native_convolution` but for its gradient.
+
+    Args:
+      x: [B, H, W, C].
+      kernel: [k, k, C, features].
+      stride: step in pixels, both ways.
+      padding: zeros added on each side.
+      dilation: pixels from one tap of the kernel to the next.
+    """
+    where = {"stride": stride, "padding": padding, "dilation": dilation}
+    return native_convolution(x, kernel, groups=1, **where)
+
+
+def _dense_backward(stride, padding, dilation, residuals, gradient):
+    x, kernel = residuals
+    where = {"stride": stride, "padding": padding, "dilation": dilation}
+    convolve = functools.partial(native_convolution, groups=1, **where)
+    (dx,) = jax.vjp(lambda x: convolve(x, kernel), x)[1](gradient)
+    images, height, width, _ = gradient.shape
+    many = images >= MANY_IMAGES and height * width >= MANY_PIXELS
+    form = _product_dkernel if many else _native_dkernel
+    where["side"] = kernel.shape[0]
+    return dx, _by_platform(form, _native_dkernel, **where)(x, gradient)
+
+
+dense.defvjp(
+    lambda x, kernel, *where: (dense(x, kernel, *where), (x, kernel)), _dense_backward
+)
+
+
+def pointwise(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """Multiply every pixel of [B, H, W, C] by a matrix [C, features].
+
+    As two matrices: contracting over three axes, XLA on CPU first copies the gradient of
+    the kernel's operands, which takes up to six times as long as the product.
+    """
+    flat = x.reshape(-1, x.shape[-1]) @ kernel
+    return flat.reshape(*x.shape[:-1], kernel.shape[-1])
+
+
 def same_padding(size: int, kernel: int, stride: int) -> tuple[int, int]:
     """Return the zeros before and after `size` pixels for ceil(size / stride) results.
 
@@ -264,13 +344,12 @@ class Conv(nn.Module):
         if padding == SAME:
             x, padding = _pad_same(x, self.kernel, self.stride)
         if self.kernel == 1 and self.groups == 1 and padding == 0:
-            return x[:, :: self.stride, :: self.stride] @ kernel[0, 0]
+            return pointwise(x[:, :: self.stride, :: self.stride], kernel[0, 0])
         if self.groups == x.shape[-1] == self.features:
             return depthwise(x, kernel, self.stride, padding, self.dilation)
         if self.groups > 1:
             return grouped(x, kernel, self.stride, padding, self.groups)
-        where = {"stride": self.stride, "padding": padding, "dilation": self.dilation}
-        return native_convolution(x, kernel, groups=1, **where)
+        return dense(x, kernel, self.stride, padding, self.dilation)
 
 
 def batch_norm(**kwargs) -> nn.BatchNorm:
