@@ -12,7 +12,7 @@ demo: .venv/ready
 
 # Every method on the demo's data, and networks without exits of three sizes, then all of
 # them on one clock. Killed and started again, it goes on.
-METHODS = anchornet msdnet ranet
+METHODS = anchornet gfnet msdnet ranet
 NETWORKS = resnet10_half resnet10_three_quarters resnet10
 
 compare: .venv/ready

@@ -14,10 +14,10 @@ resolution. `evaluate` compares with the full-resolution network and with random
 `summary.json` holds accuracies, milliseconds, and the device memory of the largest launch.
 `predict` and the page take photographs as they are by such an export.
 
-`plates` starts from the networks of the demo (configs/anchornet.py), whose run is expected
-beside this one, in `demo`; its patch network is taken as it is. `mixed` trains nothing: it
-takes the networks of `plates`, from `large` beside it, and evaluates and exports them on
-images of any size as they are, without the full-resolution network, which needs one size.
+`plates` starts from the networks of the demo, which configs/anchornet.py has left in
+`runs/demo`; its patch network is taken as it is. `mixed` trains nothing: it takes the
+networks of `plates`, from `runs/large`, and evaluates and exports them on images of any
+size as they are, without the full-resolution network, which needs one size.
 
 Data: `plates/large_1024`, one digit on one of ten plates, 1024 x 1024 pixels, and
 `plates/large`, sides of 512 to 4096 pixels and more plates, draw themselves.
@@ -43,7 +43,7 @@ DATA = {
         "name": "plates/large_1024",
         "image_size": 1024,  # px
         "network": "resnet10",
-        "start": "../demo",  # a run beside the pipeline's directory, of the same stages
+        "start": "runs/demo",  # a run with networks of the same stages
         "given": ("patch",),  # stages whose networks are taken from there as they are
         "method": {"inputs": 5, "views": 4, "zooms": 1},
         # Stages whose images are shrunk, to so many px.
@@ -60,7 +60,7 @@ DATA = {
         "name": "plates/large",
         "image_size": 0,  # as they are
         "network": "resnet10",
-        "start": "../large",
+        "start": "runs/large",
         "given": ("localizer", "glance", "patch"),
         "method": {"inputs": 5, "views": 4, "zooms": 2},
         "evaluation": 4,
