@@ -384,7 +384,7 @@ def test_large_images():
     assert (small.name, small.image_size) == ("megapixel_mnist/ats_easy", 500)
     stages = load("large", "plates").stages
     for name in ("localizer", "full_image", "glance", "patch"):
-        assert stages[name].init_from == f"../demo/{name}/network"
+        assert stages[name].init_from == f"runs/demo/{name}/network"
     assert stages.patch.program == "given" and stages.localizer.program == "train"
     mixed = load("large", "mixed")
     assert {s.program for s in mixed.stages.values()}.isdisjoint({"train"})
