@@ -73,7 +73,8 @@ def test_pipelines(tmp_path, tiny):  # noqa: F811
     config = shrunk("mixed", name=f"folder:{tmp_path / 'mixed'}")
     config.calibration_split, config.test_split = "val", "test"
     for stage in ("localizer", "glance", "patch"):
-        config.stages[stage].init_from = f"../digits/{stage}/network"
+        network = tmp_path / "digits" / stage / "network"
+        config.stages[stage].init_from = str(network)
     pipeline.run(config, tmp_path / "large_mixed")
     assert export.load(tmp_path / "large_mixed" / "export").image_size == 0
     assert results.read(tmp_path / "large_mixed").images == 10
