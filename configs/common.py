@@ -101,9 +101,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.method.name = ""  # a key of registry.METHODS
     config.method.networks = ml_collections.ConfigDict()  # {role: directory}
     config.references = ml_collections.ConfigDict()  # {name: like method}; _ is a space
-    config.rule = (
-        "thresholds"  # when to stop: geometric | thresholds | value | features
-    )
+    config.rule = "thresholds"  # to stop by: | geometric | value | features
     # Chosen on the calibration split, where more than one is given: ((3, 5), (0.2, 0.3)).
     config.choice = ml_collections.ConfigDict()
     config.choice.inputs = ()  # T of the method, the glance and its patches

@@ -9,7 +9,7 @@ import types
 import numpy as np
 import pytest
 
-from anchornet_jax.inference import export
+from anchornet_jax.inference import exit_table, export
 from tests.test_export import (
     exported,  # noqa: F401
     method,  # noqa: F401
@@ -157,6 +157,23 @@ def test_stopping_rules(tmp_path):
     for rule in found["rules"].values():
         assert rule["mean_cost"] == pytest.approx([1.5, 2.5], rel=0.05)
         assert rule["accuracy"][1] > rule["accuracy"][0] > 0.4
+
+
+def test_held_budgets(tmp_path):
+    rng = np.random.default_rng(0)
+    confidence = np.sort(rng.random((2000, 3)), axis=1)
+    data = exit_table.ExitTable(
+        confidence, [1, 2, 3], correct=rng.random((2000, 3)) < confidence
+    )
+    data.save(tmp_path / "table.npz")
+    flags = f"--table {tmp_path}/table.npz --output {tmp_path}/held.json --seeds 2"
+    run("held_budgets.py", *f"{flags} --images 500 --under-way 32".split())
+    found = json.loads((tmp_path / "held.json").read_text())
+    assert [row["hardness"] for row in found["rows"]] == [-1, 0, 1, 2]
+    off = [row["fixed_off"] for row in found["rows"]]
+    assert off == sorted(off) and off[0] < 0 < off[-1]
+    for row in found["rows"]:
+        assert row["held_off_most"] < 0.02 and abs(row["held_off"]) < 0.02
 
 
 @pytest.mark.slow

@@ -105,8 +105,16 @@ def test_nothing_to_decide():
 
 
 def test_a_budget_that_cannot_be_met():
-    with pytest.raises(ValueError, match="holds 30.*the cheapest exit costs 37 ms"):
+    with pytest.raises(ValueError, match=r"holds .*the cheapest exit costs 37 ms"):
         control.Control(table(50, 0), 30)
+    with pytest.raises(ValueError, match="`budget` is inf; allowed are finite numbers"):
+        control.Control(table(50, 0), np.inf)
+
+
+def test_a_budget_that_cannot_be_spent():
+    data = table(200, 0)
+    held = control.Control(data, 1e9)
+    assert COST[held.exits(data.confidence)].mean() <= COST[-1]
 
 
 def test_constant():

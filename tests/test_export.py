@@ -223,11 +223,26 @@ def test_classifier_of_an_export(exported, tiny, rule):  # noqa: F811
         ({"thresholds": [0.5] * 4}, "`rule` decides 4 times; 3 exits need 2"),
         ({"thresholds": [float("nan")] * 2}, "`thresholds` of exit 1 is nan"),
         ({"budget": 1.0}, "`budgets` holds 1.0; the cheapest exit costs"),
+        ({"budget": 1.0, "hold": True}, "`budgets` holds 1.0; the cheapest exit"),
+        ({"inputs": 2, "hold": True}, "`hold` is True, but there is no `budget`"),
     ],
 )
 def test_classifier_that_cannot_be(exported, tiny, given, message):  # noqa: F811
     with pytest.raises(ValueError, match=message):
         engine.load(exported, **given)
+
+
+def test_control_of_a_budget(exported, tiny):  # noqa: F811
+    """In multiply-adds, or in milliseconds that were measured."""
+    found = export.load(exported)
+    classifier = engine.load(exported, budget=2e6, hold=True, batch_size=4)
+    assert classifier.rule.budget == 2e6 and classifier.rule.steps == 2
+    assert classifier.rule.rule.name == "thresholds"  # as those exported
+    held = found.control(2.5, [1.0, 2.0, 3.0])
+    assert (held.unit, held.budget) == ("ms", 2.5)
+    table = found.calibration.with_cost([1.0, 2.0, 3.0], "ms")
+    (wanted,) = fitting.fit(table, [2.5], "thresholds")
+    assert held.rule.to_json() == wanted.rule.to_json()
 
 
 def test_rule_of_a_budget(exported, tiny):  # noqa: F811

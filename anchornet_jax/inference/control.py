@@ -29,7 +29,7 @@ from anchornet_jax.inference import exit_table, fitting, stopping
 ROUND = 16  # images that leave by the same rule
 RANGE = 2.0  # a rule is fitted to budget / RANGE at least, budget * RANGE at most
 RULES = 33  # of a path
-HORIZON = 64  # images over which what was spent too much is saved again, at least
+HORIZON = 64  # images over which what was spent too much is saved again
 PRIOR = 128  # images for which the stream is first taken to be like the calibration
 MEMORY = 1024  # images after which what a stream costs is forgotten, to 1 / e
 
@@ -66,16 +66,20 @@ class Control:
           method: as of `fitting.fit`.
 
         Raises:
-          ValueError: as `fitting.fit`.
+          ValueError: as `fitting.fit`, or for a budget that is not finite.
         """
+        if not np.isfinite(budget):
+            raise ValueError(f"`budget` is {budget}; allowed are finite numbers")
         self.budget, self.cost, self.unit = float(budget), table.cost, table.unit
         low = max(budget / RANGE, table.cost[0])
         high = max(min(budget * RANGE, table.cost[-1]), low)
-        budgets = [*np.geomspace(low, high, RULES).clip(low, high), budget]
-        fits = fitting.fit(table, sorted(budgets), method)
-        self.rule = fits[sorted(budgets).index(budget)].rule
+        budgets = np.geomspace(low, high, RULES).clip(low, high)
+        (own,) = fitting.fit(table, [budget], method)
+        fits = [own, *fitting.fit(table, budgets, method)]
+        places = [_place(table, fit.rule) for fit in fits]
+        self.rule = own.rule
         self._path = []  # of rising cost
-        for place in (_place(table, fit.rule) for fit in fits):
+        for place in sorted(places, key=lambda place: place.cost):
             if not self._path or place.cost > self._path[-1].cost:
                 self._path.append(place)
 

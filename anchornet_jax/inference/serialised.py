@@ -161,7 +161,7 @@ def deserialise(
     observe = None
     if OBSERVE in traced:
         seen = jax.jit(jax_export.deserialize(bytearray(traced[OBSERVE])).call)
-        observe = functools.partial(_observe, seen, metadata["features"])
+        observe = functools.partial(_observe, seen, metadata.get("features", ()))
     return Steps(tuple(run[place] for place in sorted(run)), metadata, observe)
 
 
