@@ -7,6 +7,7 @@ import pytest
 
 from anchornet_jax import models
 from anchornet_jax.inference import engine
+from anchornet_jax.inference.exit_table import NEVER
 from anchornet_jax.methods import preprocessing, registry
 from anchornet_jax.models import gfnet, multiply_adds
 from anchornet_jax.models.resnet import ResNet
@@ -347,6 +348,8 @@ def test_whole_pipeline(data_dir, tmp_path, tiny_resnet, monkeypatch):
     )
     assert checkpoint.digest(warm.variables) != checkpoint.digest(last.variables)
     assert (tmp_path / "run" / "report.html").exists()
-    classifier = engine.load(tmp_path / "run" / "export", budget=None, batch_size=4)
+    classifier = engine.load(
+        tmp_path / "run" / "export", thresholds=(NEVER,) * 2, batch_size=4
+    )
     found = classifier.classify(np.zeros((3, 112, 112, 3), np.uint8))
-    assert found.predicted.shape == (3,)
+    assert found.exit.tolist() == [2, 2, 2]
