@@ -288,9 +288,9 @@ def test_plans_that_cannot_be(data_dir, tmp_path, tiny_resnet):
         classes=["a", "b", "c"],
     )
     for change, message in (
-        ({"view.name": "resized"}, "with the view 'resized', `mixup` 0.0 and"),
-        ({"init_from": "/x"}, "`init_from` '/x'; allowed are 'full', 0 and ''"),
-        ({"method.name": "gf"}, "`config.method.name` is 'gf'; choose one of"),
+        ({"view.name": "resized"}, "`config.view.name` is 'resized'; with the obj"),
+        ({"init_from": "/x"}, "`config.init_from` is '/x'; .* allowed is ''"),
+        ({"method.name": "static"}, "`config.method.name` is 'static'; .* .'gfnet'"),
         ({"method.networks.patch": "/x"}, "`config.method.networks.patch`: "),
         (
             {"method.networks.patch": str(tmp_path / "other")},
