@@ -73,7 +73,7 @@ def networks(
                 _keys(keys, t), (2,)
             )
         losses = []
-        for logits, own, _ in _look(method, known, images, see, choose):
+        for logits, own in _look(method, known, images, see, choose):
             both = jnp.stack([logits, own], 1)[:, :, None]  # [b, 2, 1, N]
             both = objectives.cross_entropy(both, labels, label_smoothing)
             losses.append(both[:, 0] + auxiliary * both[:, 1])
@@ -113,7 +113,7 @@ def policy(method: GFNet, *, settings: ppo.Settings = ppo.SETTINGS, **_) -> Obje
             method.networks[role].model, frozen[role], pixels
         )
         scores = []
-        for logits, _, _ in _look(method, frozen, images, see, choose):
+        for logits, _ in _look(method, frozen, images, see, choose):
             right = jax.nn.softmax(logits)
             scores.append(jnp.take_along_axis(right, labels[:, None], 1)[:, 0])
         scores = jnp.stack(scores)  # [T, b]
@@ -161,7 +161,7 @@ def _objective(method, trained, loss, **more) -> Objective:
 
 
 def _look(method, variables, images, see, choose):
-    """Yield what each input gives: the answer, its encoder's own logits and last map.
+    """Yield the answer after each input, and its encoder's own logits, [b, N] both.
 
     Args:
       method: a GFNet.
@@ -179,7 +179,7 @@ def _look(method, variables, images, see, choose):
             pixels = method.glance_pixels(images)
         pooled, maps, own = see(role, pixels, t)
         memory, logits = method.answer(variables["classifier"], pooled, own, memory, t)
-        yield logits.astype(jnp.float32), own.astype(jnp.float32), maps
+        yield logits.astype(jnp.float32), own.astype(jnp.float32)
 
 
 def _learning(method, variables, trained, keep, keys):

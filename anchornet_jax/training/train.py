@@ -21,8 +21,7 @@ from clu import metric_writers
 
 from anchornet_jax import models
 from anchornet_jax.data import loading
-from anchornet_jax.methods import method as protocol
-from anchornet_jax.methods import registry, views
+from anchornet_jax.methods import views
 from anchornet_jax.models import multiply_adds
 from anchornet_jax.runtime import (
     checkpoint,
@@ -34,17 +33,16 @@ from anchornet_jax.runtime import (
     workdir,
 )
 from anchornet_jax.training import (
-    gfnet,
     objectives,
     optimizers,
-    ppo,
     saccader,
+    several,
     train_step,
 )
 
 CLASSIFICATION = "classification"
 OF_A_NETWORK = {CLASSIFICATION: objectives.classification, **saccader.OBJECTIVES}
-OF_A_METHOD = gfnet.OBJECTIVES  # of several of its networks at once
+OF_A_METHOD = several.OBJECTIVES  # of several of its networks at once
 OBJECTIVES = OF_A_NETWORK | OF_A_METHOD  # by `config.objective`
 NETWORK = objectives.NETWORK  # the trained network in the run's directory
 
@@ -87,9 +85,8 @@ def plan(config) -> Run:
             f"`config.objective` is {config.objective!r}; choose one of "
             f"{sorted(OBJECTIVES)}"
         )
-    prepared = (_of_a_method if config.objective in OF_A_METHOD else _of_a_network)(
-        config, source
-    )
+    prepare = several.prepare if config.objective in OF_A_METHOD else _of_a_network
+    prepared = prepare(config, source)
     objective = prepared["objective"]
     return Run(
         source,
@@ -123,95 +120,6 @@ def _of_a_network(config, source) -> dict:
         "start": start,
         "macs": multiply_adds.model_macs(model, images.shape[1]),
     }
-
-
-def _of_a_method(config, source) -> dict:
-    """Return what `Run` holds of an objective that trains networks of `config.method`.
-
-    A network of the method is one of a directory, or a new one of `config.parts`.
-
-    Raises:
-      ValueError: for one that is neither, or is not to learn and has no directory; for
-        other classes, and what makes no sense to several networks.
-    """
-    if config.view.name != "full" or config.mixup or config.init_from:
-        raise ValueError(
-            f"`config.objective` is {config.objective!r}, with the view "
-            f"{config.view.name!r}, `mixup` {config.mixup} and `init_from` "
-            f"{config.init_from!r}; allowed are 'full', 0 and ''"
-        )
-    arguments = config.method.to_dict()
-    name, paths = arguments.pop("name"), arguments.pop("networks")
-    if name not in registry.METHODS:
-        raise ValueError(
-            f"`config.method.name` is {name!r}; choose one of {sorted(registry.METHODS)}"
-        )
-    found, start = {}, {}
-    for role in registry.METHODS[name].roles(**arguments):
-        described, start[role] = _part(config, source, role, paths.get(role))
-        shared = {"axis_name": parallel.AXIS} if "dtype" in described else {}
-        model = models.create(**described, **shared)
-        metadata = {"model": described, "classes": source.classes}
-        found[role] = models.Network(model, start[role], metadata)
-    given = registry.create(name, found, **arguments).given()
-    for role, (model, variables, metadata) in found.items():
-        variables = variables or train_step.shapes(model, given[role])
-        found[role] = models.Network(model, variables, metadata)
-    method = registry.create(name, found, **arguments)
-    size = source.image_size
-    protocol.check_images(method, size)
-    objective = OF_A_METHOD[config.objective](
-        method,
-        fixed=tuple(config.fixed),
-        auxiliary=config.auxiliary,
-        settings=ppo.Settings(**config.ppo),
-        label_smoothing=config.label_smoothing,
-        freeze=config.optimizer.freeze,
-    )
-    for role in sorted(set(found) - set(objective.trained)):
-        if start[role] is None:
-            raise ValueError(
-                f"`config.method.networks.{role}` is empty; {config.objective} does not "
-                "train it: give a trained network's directory"
-            )
-    return {
-        "descriptions": {r: found[r].metadata["model"] for r in objective.trained},
-        "objective": objective,
-        "frozen": {r: start[r] for r in found if r not in objective.trained},
-        "start": {r: start[r] for r in objective.trained if start[r] is not None},
-        "macs": protocol.costs(method, size)[-1],
-    }
-
-
-def _part(config, source, role: str, path: str | None) -> tuple[dict, dict | None]:
-    """Return a role's arguments of `models.create`, and its variables where it has any.
-
-    A network that sees images computes in `config.dtype`.
-    """
-    if path:
-        try:
-            _, variables, about = networks.load(path)
-        except ValueError as error:
-            raise ValueError(f"`config.method.networks.{role}`: {error}") from None
-        described = dict(about["model"])
-        own = about.get("classes", source.classes), described["num_classes"]
-        if own != (source.classes, len(source.classes)):
-            raise ValueError(
-                f"`config.method.networks.{role}` is {path!r}, which was trained for "
-                f"{own[1]} classes, named {own[0][:3]} …; the data has "
-                f"{len(source.classes)}, named {source.classes[:3]} …"
-            )
-    elif role in config.parts:
-        described, variables = config.parts[role].to_dict(), None
-        described["num_classes"] = len(source.classes)
-    else:
-        raise ValueError(
-            f"`config.method.networks.{role}` is empty, and `config.parts` has no "
-            f"{role}; one of them must say which network it is"
-        )
-    if described["name"] in models.MODELS:
-        described["dtype"] = config.dtype
-    return described, variables
 
 
 def _taught(config, source, model) -> tuple[objectives.Objective, dict]:
