@@ -18,8 +18,21 @@ image does just the work that it would do there. In one process, in turn:
 
 Images are on the device already unless `--images-from host`. Speed-ups are over the
 faster of the two that run all steps. The classes of the engine are compared with the
-plain loop's at the same exit. Prints a table and writes results/early_exit.json beside
-this file; `rows` of another device or type stay in it.
+plain loop's at the same exit. The networks of the demo are those of resnet10.
+
+Where the engine's time goes:
+
+- networks: its launches, each as long as the bare step of a full batch takes;
+- moving: what the same launches take longer with slots, gathered and scattered;
+- waiting: the rest of the time, in which the device does nothing, as far as it and the
+  host do not share cores;
+- host: the processor time of the thread that decides, most of it beside the device;
+- empty: the share of the rows of its launches that had no image, at the end of a stream
+  above all. The steady state is what the second half of the images takes longer than the
+  first half alone, so the drain is not in it.
+
+Without `--batch` it is doubled as long as that pays. Prints what it does and a table, and
+writes results/early_exit.json beside this file; `rows` of another device or type stay.
 """
 
 import argparse
@@ -28,6 +41,7 @@ import json
 import os
 import pathlib
 import statistics
+import sys
 import time
 from concurrent import futures
 
@@ -36,7 +50,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from anchornet_jax import models
-from anchornet_jax.inference import engine, folding, stopping
+from anchornet_jax.inference import engine, folding, stopping, timing
 from anchornet_jax.methods import anchornet, static
 from anchornet_jax.methods import method as protocol
 from anchornet_jax.models import Network
@@ -154,7 +168,7 @@ class Loop:
     def prepare(self, repeats: int = 3) -> None:
         """Measure every step at the halved batches: the table of what shrinking pays.
 
-        Halved down to a sixteenth; each size is a compilation of every step.
+        Sets `seconds`, of every step of a full batch. Halved down to a sixteenth; each size is a compilation of every step.
         """
         sizes = [self._batch]
         while sizes[-1] > max(1, self._batch // 16):
@@ -174,6 +188,7 @@ class Loop:
                     after, _ = jax.block_until_ready(self._step(t, images, state))
                     times.append(time.perf_counter() - begun)
                 state, took[t, size] = after, statistics.median(times[1:])
+        self.seconds = {t: took[t, self._batch] for t in range(len(self._method.steps))}
         self._best = {
             t: {
                 going: min((s for s in sizes if s >= going), key=lambda s: took[t, s])
@@ -194,7 +209,8 @@ class Contest:
         members = {"localizer": localizer, "glance": backbone, "patch": backbone}
         self.method = anchornet.AnchorNet(members, INPUTS)
         self.whole = static.Static({"network": backbone})
-        self.size, self.batch = options.size, options.batch
+        self.size = options.size
+        self.batch = options.batch or timing.choose_batch_size(self.method, self.size)
         shape = (options.images, self.size, self.size, 3)
         self.images = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
         if options.images_from == "device":
@@ -207,6 +223,7 @@ class Contest:
         folded = folding.fold_method(self.method, self.size)
         self.loop = Loop(folded, self.images, self.batch)
         self.loop.prepare()
+        progress(f"{name}, {dtype}: compiled, batches of {self.batch}")
         rng = np.random.default_rng(1)
         self.exits = {
             name: rng.choice(INPUTS, options.images, p=np.array(shares) / sum(shares))
@@ -241,10 +258,48 @@ class Contest:
             },
         }
 
-    def run(self, key):
-        """Run the engine with one of the rules."""
+    def run(self, key, count: int | None = None):
+        """Run the engine with one of the rules, on the first images or all."""
         self.engine.rule = self.rules[key]
-        return self.engine.classify(self.images)
+        return self.engine.classify(self.images[:count])
+
+    def steady(self, key) -> float:
+        """Return the seconds that the second half of the images adds."""
+        times = []
+        for count in (len(self.images) // 2, None):
+            begun = time.perf_counter()
+            self.run(key, count)
+            times.append(time.perf_counter() - begun)
+        return times[1] - times[0]
+
+    def breakdown(self, key) -> dict:
+        """Return where one run of the engine spends its time, in seconds; see above."""
+        before = self.engine.launched.copy()
+        begun, host = time.perf_counter(), time.thread_time()
+        result = self.run(key)
+        took, host = time.perf_counter() - begun, time.thread_time() - host
+        launches = self.engine.launched - before
+        steps = self.method.steps
+        first = {step.name: t for t, step in reversed(list(enumerate(steps)))}
+        bare = sum(n * self.loop.seconds[first[name]] for name, n in launches.items())
+        costs = (
+            np.diff(self.costs, prepend=0) * self.batch / 1e3
+        )  # of a launch, seconds
+        whole = sum(n * costs[first[name]] for name, n in launches.items())
+        rows = self.batch * launches.total()
+        return {
+            "networks": bare,
+            "moving": whole - bare,
+            "waiting": took - whole,
+            "host": host,
+            "took": took,
+            "empty": 1 - float((result.exit + 1).sum()) / rows,
+        }
+
+    @functools.cached_property
+    def costs(self):
+        """Milliseconds of leaving at each exit, per image at full batches."""
+        return self.engine.milliseconds()
 
     def cost(self, key, result) -> float:
         """Return the mean multiply-adds per image that one way needs."""
@@ -261,11 +316,15 @@ def measure(name: str, dtype: str, options) -> list[dict]:
     contest = Contest(name, dtype, options)
     ways = contest.ways()
     times, results = {key: [] for key in ways}, {}
-    for _ in range(options.repeats):
+    steady = {key: [] for key in contest.rules}
+    for repeat in range(options.repeats):
         for key, way in ways.items():
             begun = time.perf_counter()
             results[key] = way()
             times[key].append(time.perf_counter() - begun)
+            progress(f"{name}, run {repeat + 1}: {key}, {times[key][-1]:.2f} s")
+        for key, values in steady.items():
+            values.append(contest.steady(key))
     table = np.concatenate(
         [np.stack([said for _, said in batch], 1) for batch in results[PLAIN]]
     )  # [n, T] classes
@@ -279,6 +338,8 @@ def measure(name: str, dtype: str, options) -> list[dict]:
         if key in contest.rules:
             chosen = table[np.arange(options.images), results[key].exit]
             same = float((results[key].predicted == chosen).mean())
+        parts = contest.breakdown(key) if key in contest.rules else None
+        slope = 2 * statistics.median(steady[key]) if key in steady else 0
         rows.append(
             {
                 "network": name,
@@ -291,9 +352,12 @@ def measure(name: str, dtype: str, options) -> list[dict]:
                 "realised_speedup": everything / value,
                 "images_per_second": options.images / value,
                 "same_class": same,
+                "steady_speedup": everything / slope if slope > 0 else None,
+                "seconds": parts,
+                "batch": contest.batch,
             }
         )
-    milliseconds = contest.engine.milliseconds()
+    milliseconds = contest.costs
     print(
         f"{name}, {dtype}: leaving at exit 1 … {INPUTS} costs "
         + ", ".join(f"{ms:.4g}" for ms in milliseconds)
@@ -315,13 +379,28 @@ def show(row) -> None:
         + ("" if same is None else f"  same class: {100 * same:.2f} %"),
         flush=True,
     )
+    if row["seconds"]:
+        parts = dict(row["seconds"])
+        took, empty = parts.pop("took"), parts.pop("empty")
+        shares = (f"{name} {100 * value / took:.0f} %" for name, value in parts.items())
+        steady = row["steady_speedup"]
+        print(
+            f"{'':13}{', '.join(shares)}; empty rows {100 * empty:.0f} %"
+            + (f"; steady state x {steady:.2f}" if steady else ""),
+            flush=True,
+        )
+
+
+def progress(text: str) -> None:
+    """Say what was done, beside the table."""
+    print(text, file=sys.stderr, flush=True)
 
 
 def write(path: pathlib.Path, rows, options) -> None:
     """Write the rows; keep those of other devices, types, batches and networks."""
     key = ("network", "device", "cores", "dtype", "batch", "images_from")
     old = json.loads(path.read_text())["rows"] if path.exists() else []
-    names = ("images", "size", "batch", "repeats")
+    names = ("images", "size", "repeats")
     settings = {name: getattr(options, name) for name in names}
     settings |= {"images_from": options.images_from, "jax": jax.__version__}
     rows = [row | settings for row in rows]
@@ -342,7 +421,7 @@ def main() -> None:
     add("--network", nargs="+", default=["resnet50", "densenet201"], help="names")
     add("--dtype", nargs="+", default=["float32"], help="float32, bfloat16")
     add("--images", type=int, default=1024, help="per run")
-    add("--batch", type=int, default=32, help="images of a launch")
+    add("--batch", type=int, help="images of a launch; by a measurement where none")
     add("--size", type=int, default=224, help="pixels of an image")
     add("--repeats", type=int, default=3, help="medians are taken over")
     add("--images-from", choices=("device", "host"), default="device", help="at start")

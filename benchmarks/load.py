@@ -33,12 +33,6 @@ RESULTS = pathlib.Path(__file__).parent / "results" / "load.json"
 END = None  # no more images
 
 
-def resident_mb() -> float:
-    """Return the memory that the process holds, MB."""
-    pages = int(pathlib.Path("/proc/self/statm").read_text().split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
-
-
 class Stream:
     """One stream of the engine that serves all clients."""
 
@@ -123,7 +117,7 @@ def attack(service, images, wanted, clients: int, seconds: float) -> dict:
             if answer != wanted[number]:
                 wrong.append(number)
 
-    before, begun = resident_mb(), time.monotonic()
+    before, begun = memory.resident_mb(), time.monotonic()
     threads = [threading.Thread(target=client, args=(n,)) for n in range(clients)]
     for thread in threads:
         thread.start()
@@ -138,7 +132,7 @@ def attack(service, images, wanted, clients: int, seconds: float) -> dict:
         "percentile_99_ms": 1e3 * float(np.percentile(waits, 99)),
         "wrong": len(wrong),
         "memory_mb_before": before,
-        "memory_mb_after": resident_mb(),
+        "memory_mb_after": memory.resident_mb(),
     }
 
 

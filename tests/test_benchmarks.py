@@ -21,6 +21,7 @@ for name in ("tensorflow", "tensorflow_datasets", "orbax", "clu", "ml_collection
              "matplotlib", "PIL", "torch"):
     sys.modules[name] = None  # importing it raises ImportError
 sys.argv = sys.argv[1:]
+sys.path.insert(0, "benchmarks")  # as Python does for a script
 runpy.run_path(sys.argv[0], run_name=sys.argv.pop())
 """
 
@@ -96,14 +97,105 @@ def test_early_exit(tmp_path):
     flags |= {"repeats": 1, "output": output}
     printed = run("early_exit.py", *(f"--{k}={v}" for k, v in flags.items()))
     rows = json.loads(output.read_text())["rows"]
-    assert len(printed.splitlines()) == len(rows) + 2
+    # A second line for where the time of the engine goes.
+    assert len(printed.splitlines()) == len(rows) + 6 + 2
     # Two ways to run all steps, the full image, and five budgets in three ways.
     assert len(rows) == 3 + 3 * 5 and len({row["run"] for row in rows}) == len(rows)
     for row in rows:
         assert row["images_per_second"] > 0 and row["realised_speedup"] > 0
         assert row["same_class"] in (None, 1.0)
+        if parts := row["seconds"]:
+            shares = parts["networks"] + parts["moving"] + parts["waiting"]
+            assert shares == pytest.approx(parts["took"]) and 0 <= parts["empty"] < 1
     budgets = [row["macs_speedup"] for row in rows if row["run"].endswith(" G")]
     assert min(budgets) > 1
+
+
+@pytest.mark.slow
+def test_growth(tmp_path):
+    output = tmp_path / "growth.json"
+    flags = "--network resnet10 --size 127 --images 6 --batch 2 --inputs 2 3"
+    flags += f" --batches 1 2 --devices 1 2 --lengths 4 8 --output {output}"
+    printed = run("growth.py", *flags.split())
+    found = json.loads(output.read_text())
+    assert len(found["latency"]) == 1 + 5
+    for row in found["latency"]:
+        assert 0 < row["median_ms"] <= row["percentile_99_ms"]
+    few, many = (row["macs"] for row in found["inputs"])
+    assert 0 < few < many
+    assert [row["devices"] for row in found["devices"]] == [1, 2]
+    assert all(row["memory_mb"] > 50 for row in found["stream"])
+    assert len(printed.splitlines()) == 6 + 4 * 2 + 1
+
+
+@pytest.mark.slow
+def test_against_pytorch(tmp_path):
+    """Without PyTorch its half is left out, and how to install it is said."""
+    output = tmp_path / "against.json"
+    flags = f"--networks anchornet --sizes 95 --batch 2 --repeats 1 --output {output}"
+    printed = run("against_pytorch.py", *flags.split())
+    assert "pip install torch" in printed
+    rows = json.loads(output.read_text())["rows"]
+    assert [row["pass"] for row in rows] == ["forward", "training step"]
+    for row in rows:
+        assert row["milliseconds"]["jax"] > 0 and row["ratio"] is None
+
+
+def accelerator():
+    """Return the module, which imports none of the benchmarks that it runs."""
+    from benchmarks import accelerator
+
+    return accelerator
+
+
+def test_accelerator_reports():
+    """Columns that are the same everywhere are left out, and so is what is nested."""
+    rows = [
+        {"network": "a", "batch": 1, "rate": 1234.56, "parts": {}, "share": None},
+        {"network": "b", "batch": 1, "rate": 0.5, "parts": {}, "share": 0.25},
+    ]
+    good = {"title": "One", "command": "run one", "found": {"rows": rows, "n": 3}}
+    bad = {"title": "Two", "command": "run two", "found": None, "error": "too slow"}
+    text = accelerator().report([good | {"error": None}, bad])
+    lines = text.splitlines()
+    assert "| network | rate | share |" in lines and "| a | 1,235 | – |" in lines
+    assert "| b | 0.5 | 0.25 |" in lines and "Not measured: too slow." in lines
+
+
+def test_accelerator_goes_on_after_a_failure(tmp_path, monkeypatch):
+    (tmp_path / "fails.py").write_text("raise SystemExit(3)")
+    (tmp_path / "sleeps.py").write_text("import time; time.sleep(60)")
+    (tmp_path / "works.py").write_text(
+        "import sys; path = sys.argv[-1].partition('=')[2]\n"
+        'open(path, "w").write(\'{"rows": [{"a": 1}]}\')'
+    )
+    module = accelerator()
+    monkeypatch.setattr(module, "HERE", tmp_path)
+    assert module.run("fails.py", "", tmp_path, 60) == (
+        None,
+        "failed, exit code 3; see above",
+    )
+    assert module.run("sleeps.py", "", tmp_path, 0.5) == (None, "stopped after 0 s")
+    assert module.run("works.py", "", tmp_path, 60) == ({"rows": [{"a": 1}]}, None)
+
+
+def test_accelerator_flags_exist():
+    """Every flag that it gives is one of the benchmark that it runs."""
+    module = accelerator()
+    for quick in (False, True):
+        for _, script, flags in module.runs(quick):
+            text = (module.HERE / script).read_text()
+            for flag in (word for word in flags.split() if word.startswith("--")):
+                assert f'"{flag}"' in text, (script, flag)
+
+
+@pytest.mark.slow
+def test_accelerator(tmp_path):
+    output = tmp_path / "accelerator.json"
+    run("accelerator.py", "--quick", f"--output={output}", devices=1)
+    results = json.loads(output.read_text())["results"]
+    assert len(results) == 5 and not any(result["error"] for result in results)
+    assert (tmp_path / "accelerator.md").read_text().count("| --- |") >= 5
 
 
 @pytest.mark.slow

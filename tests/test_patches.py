@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from anchornet_jax.methods import patches
+from anchornet_jax.methods import patches, preprocessing
 from anchornet_jax.models.receptive_field import ReceptiveField
 
 FIELD = ReceptiveField(95, 8)
@@ -122,6 +122,13 @@ def test_both_forms_of_resizing_agree(size):
     np.testing.assert_allclose(
         patches._resize_dot(images, size), patches._resize_taps(images, size), atol=1e-5
     )
+
+
+def test_resize_commutes_with_normalising():
+    images = np.random.default_rng(0).integers(0, 256, (2, 30, 31, 3), np.uint8)
+    found = preprocessing.normalise(patches.resize(jnp.asarray(images), 9))
+    wanted = patches.resize(preprocessing.normalise(images), 9)
+    np.testing.assert_allclose(found, wanted, atol=1e-5)
 
 
 def test_resize_keeps_constants_and_corners():

@@ -57,6 +57,40 @@ def prepare(
     return classifier
 
 
+def choose_batch_size(
+    method: protocol.Method, image_size: int, *, least: int = 8, most: int = 256
+) -> int:
+    """Choose the images of a launch on the first device, by a short measurement.
+
+    Doubled as long as an image through all steps gets 5 % cheaper. Every size tried is a
+    compilation of all steps.
+
+    Args:
+      method: any.
+      image_size: side of the images in pixels.
+      least: the first that is tried.
+      most: the largest that is.
+    """
+    exits, costs = len(method.steps), {}
+    size = least
+    while size <= most:
+        classifier = engine.Classifier(
+            method,
+            stopping.fixed(exits, exits),
+            image_size=image_size,
+            batch_size=size,
+            in_flight=size,
+            devices=jax.local_devices()[:1],
+        )
+        costs[size] = float(classifier.milliseconds(repeats=3)[-1])
+        if costs[size] > 0.95 * costs.get(size // 2, np.inf):
+            break
+        size *= 2
+    best = min(costs, key=costs.get)
+    logging.info("batches of %d: %s ms per image", best, costs)
+    return best
+
+
 def fixed(method: protocol.Method) -> list[stopping.Rule]:
     """Return the rules by which all images leave at the first, second … exit."""
     exits = len(method.steps)

@@ -264,8 +264,8 @@ class AnchorNet:
 
     def _glance(self, variables, pixels, rows, state, t):
         model = self.networks["glance"].model
-        images = preprocessing.normalise(patches.take(pixels, rows), model)
-        small = patches.resize(images, self.patch_size)
+        small = patches.resize(patches.take(pixels, rows), self.patch_size)
+        small = preprocessing.normalise(small, model)
         logits, _ = model.apply(variables["glance"], small)
         state = self._say(state, GLANCE, logits, _always(t))
         return self._answer(state, "glance", logits, _always(t), t)

@@ -70,8 +70,9 @@ class Static:
 
     def _run(self, variables, pixels, rows, state, t):
         model = self.networks[ROLE].model
-        images = preprocessing.normalise(patches.take(pixels, rows), model)
+        images = patches.take(pixels, rows)
         if self.input_size:
             images = patches.resize(images, self.input_size)
+        images = preprocessing.normalise(images, model)
         logits, _ = model.apply(variables[ROLE], images)
         return state, logits.astype(jnp.float32)

@@ -56,8 +56,8 @@ def _full(images, keys, variables, *, network, **_):
 
 
 def _resized(images, keys, variables, *, localizer, network, **_):
-    pixels = preprocessing.normalise(images, network)
-    return _one(patches.resize(pixels, localizer.field.size))
+    small = patches.resize(images, localizer.field.size)
+    return _one(preprocessing.normalise(small, network))
 
 
 def _patches(images, keys, variables, *, localizer, network, branch, **selection):
