@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from anchornet_jax import models
-from anchornet_jax.inference import control, engine, exit_table, stopping
+from anchornet_jax.inference import control, engine, exit_table, stopping, timing
 from anchornet_jax.inference.exit_table import NEVER
 from anchornet_jax.methods import anchornet, preprocessing, registry
 from anchornet_jax.methods import method as protocol
@@ -409,3 +409,20 @@ def test_static_method(images):
     results = classifier.classify(images[:20])
     np.testing.assert_array_equal(results.predicted, wanted.argmax(-1))
     assert (results.exit == 0).all()
+
+
+@pytest.mark.parametrize(
+    ("costs", "wanted"),
+    [
+        ({8: 3.0, 16: 2.0, 32: 1.0, 64: 0.99}, 64),  # the last try is the cheapest
+        ({8: 3.0, 16: 2.0, 32: 2.5}, 16),
+        ({8: 3.0, 16: 2.0, 32: 1.0, 64: 0.5}, 64),  # and the most allowed
+        ({8: 3.0, 16: 3.0}, 8),
+    ],
+)
+def test_batch_size_is_chosen_by_cost(method, monkeypatch, costs, wanted):
+    def milliseconds(classifier, repeats):
+        return [0.1, costs[classifier.batch_size]]
+
+    monkeypatch.setattr(engine.Classifier, "milliseconds", milliseconds)
+    assert timing.choose_batch_size(method, SIZE, most=64) == wanted

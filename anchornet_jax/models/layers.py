@@ -27,7 +27,7 @@ SAME = "same"  # padding as TensorFlow's networks have it, see `same_padding`
 BLOCK = 32  # channels per dense convolution; on CPU 64 and 128 are slower, 16 no faster
 # From how many images and pixels of a result on XLA's gradient of a dense kernel, which
 # contracts over all of them on one core, is the slower form on CPU: up to 3 times as slow
-# at 32 images, 1.2 times as fast at 16.
+# at 32 images, no slower at 16.
 MANY_IMAGES, MANY_PIXELS = 24, 400
 
 
