@@ -45,6 +45,7 @@ BAD = {
     "label_smoothing": [1.0, -0.1],
     "mixup": [-1.0],
     "save_every_epochs": [0.0],
+    "settle_batches": [-1],
     "log_every_steps": [0],
     "method.name": ["resnet"],
     "rule": ["foo"],

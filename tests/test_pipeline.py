@@ -41,7 +41,7 @@ def small_demo(data_dir):
 
 def test_resumed_equals_uninterrupted(data_dir, tmp_path, tiny, monkeypatch):  # noqa: F811
     """Stopped in the loop at two places and started again: the same parameters."""
-    config = tiny_network.config(data_dir)
+    config = tiny_network.config(data_dir, settle_batches=2)
     whole = train.train(config, tmp_path / "whole")
     save = checkpoint.Checkpoints.save
 

@@ -214,3 +214,28 @@ def test_a_batch_may_have_to_stay_whole():
     train_step.make_train_step(objective, optimizer, 0)
     with pytest.raises(ValueError, match="`accumulate` is 2; allowed is 1: its policy"):
         train_step.make_train_step(objective, optimizer, 0, 2)
+
+
+def test_settled_statistics():
+    """They become those of the parameters as they are; nothing else changes."""
+    objective = classification(Tiny(3, axis_name=parallel.AXIS))
+    state = train_step.create_state(objective, optimizers.create(10, **SGD), 0)
+    settle = parallel.train_step(train_step.make_settle_step(objective, 0))
+    (batch,) = batches(1)
+    split = jax.tree.map(lambda a: parallel.shard(a[0]), batch)
+    settled = parallel.replicate(state)
+    for _ in range(60):  # 0.9 ** 60 of the old ones is left
+        settled, _ = settle(settled, None, split)
+        jax.block_until_ready(settled.step)  # or launches queue up
+    settled = jax.device_get(settled)
+    for name in ("step", "params", "opt_state"):
+        jax.tree.map(
+            np.testing.assert_array_equal, getattr(settled, name), getattr(state, name)
+        )
+    pixels = preprocessing.normalise(batch["image"][0], Tiny(3))
+    own = settled.variables()[NETWORK]
+    logits = [
+        Tiny(3).apply(own, pixels, train=train, mutable=["batch_stats"])[0][0]
+        for train in (False, True)
+    ]
+    np.testing.assert_allclose(*logits, atol=0.01)

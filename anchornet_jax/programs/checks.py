@@ -148,6 +148,7 @@ KEYS = {
     "label_smoothing": number(0, 1, ends="[)"),
     "mixup": number(0),
     "save_every_epochs": number(0, ends="()"),
+    "settle_batches": whole(0),
     "log_every_steps": whole(1),
     "method.name": one_of("", *registry.METHODS),
     "rule": one_of(*fitting.METHODS),

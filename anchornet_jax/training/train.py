@@ -8,6 +8,7 @@ checkpoint and ends with the same parameters; SIGTERM makes it write one first.
 """
 
 import contextlib
+import itertools
 import time
 from collections.abc import Callable
 from typing import NamedTuple
@@ -297,6 +298,7 @@ def _loop(run, config, state, checkpoints, writer, report, asked_to_stop):
         seed=config.seed,
         first_step=start,
     )
+    settle = _settler(run, config)
     scores, begun = {}, time.monotonic()
     pending = []  # sums of the steps since the last log, on the device
     for step in range(start + 1, run.steps + 1):
@@ -315,6 +317,7 @@ def _loop(run, config, state, checkpoints, writer, report, asked_to_stop):
             _log(writer, step, jax.device_get(pending))
             pending = []
         if save:
+            state = settle(step, state, frozen)
             scores[step] = _evaluate(run, config, state)
             writer.write_scalars(step, {"calibration_accuracy": scores[step]})
             logging.info(
@@ -331,6 +334,30 @@ def _loop(run, config, state, checkpoints, writer, report, asked_to_stop):
                 "command goes on from there"
             )
     return jax.device_get(state), scores
+
+
+def _settler(run, config) -> Callable:
+    """Return `settle(step, state, frozen)`, with statistics as of the parameters now."""
+    mapped = parallel.train_step(
+        train_step.make_settle_step(run.objective, config.seed)
+    )
+
+    def settle(step, state, frozen):
+        if not config.settle_batches:
+            return state
+        batches = loading.training(
+            run.source,
+            config.train_split,
+            batch_size=config.batch_size,
+            seed=config.seed,
+            first_step=step,
+        )
+        for batch in itertools.islice(batches, config.settle_batches):
+            state, _ = mapped(state, frozen, batch)
+            jax.block_until_ready(state.step)
+        return state
+
+    return settle
 
 
 def _log(writer, step, sums) -> None:

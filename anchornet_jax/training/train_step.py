@@ -95,6 +95,27 @@ def make_train_step(objective: Objective, optimizer, seed: int, accumulate: int 
     return step
 
 
+def make_settle_step(objective: Objective, seed: int):
+    """Return the step that brings BatchNorm's statistics up to date, to be mapped.
+
+    Running statistics are those of parameters some steps ago. Where most of an image is
+    one colour, a channel's mean moves with the parameters by much of its small deviation
+    at every step, and what was just learned is lost in evaluation. The same on batches
+    without learning ends with the statistics of the parameters as they are (Wu and
+    Johnson, Rethinking "Batch" in BatchNorm, 2021, Sec. 3).
+    """
+
+    def step(state, frozen, batch):
+        key = jax.random.fold_in(jax.random.key(seed), state.step)
+        keys = parallel.image_keys(key, len(batch["image"]))
+        _, batch_stats = objective.loss(
+            state.variables(), frozen, batch["image"], batch["label"], keys
+        )
+        return state.replace(batch_stats=batch_stats), {}
+
+    return step
+
+
 def make_predict_step(objective: Objective, seed: int):
     """Return `predict((variables, frozen), batch) -> {"logits": [b, N]}`, to be mapped."""
 
