@@ -31,9 +31,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.data.colour = 0.0  # change brightness, contrast, saturation by this share
     config.data.noise = 0.0  # the most; deviation of a pixel, of 255
     config.data.resize = 256  # px, short side before the centre crop; 0: crop only
-    config.data.whole = (
-        False  # squeeze the whole image into the square, cut nothing off
-    )
+    config.data.whole = False  # squeeze whole images into the square, cut nothing off
     config.data.bad_images = "error"  # | skip, what cannot be decoded
     # Empty splits are found in a folder, see folders.find_splits.
     config.train_split = "train[25000:]"  # TFDS splits, slices included
