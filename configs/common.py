@@ -92,9 +92,8 @@ def get_config() -> ml_collections.ConfigDict:
     config.label_smoothing = 0.0  # share of the target that all classes get
     config.mixup = 0.0  # alpha of the Beta distribution; 0: images are not mixed
     config.save_every_epochs = 1.0  # evaluate on the calibration split, checkpoint
-    # Before that, for images that are mostly background: batches on which BatchNorm's
-    # statistics follow the parameters, which stay as they are. See make_settle_step.
-    config.settle_batches = 0
+    # For images that are mostly background, see train_step.make_settle_step.
+    config.settle_batches = 0  # before that, on which BatchNorm's statistics catch up
     config.log_every_steps = 100  # loss and accuracy of the batches since
 
     # The evaluation of a method, and of those that it is compared with.
