@@ -381,40 +381,64 @@ def test_whole_or_not_at_all(method, exported, tmp_path, tiny, monkeypatch):  # 
     assert export.load(path).rules == {} and export.load(path).calibration is None
 
 
-@pytest.fixture
-def config(method, tmp_path, tiny):  # noqa: F811
-    """Return the config of an export, of an evaluation on disk and its networks."""
-    described = {"name": "anchornet", **method.arguments, "networks": {}}
+def evaluated(directory, method, exits, budgeted, table):
+    """Write a method's networks and an evaluation of it; return the export's config."""
+    name = registry.name(method)
+    described = {"name": name, **method.arguments, "networks": {}}
     for role, network in method.networks.items():
-        described["networks"][role] = str(tmp_path / role)
+        described["networks"][role] = str(directory / role)
         networks.save(
-            tmp_path / role,
+            directory / role,
             network.metadata["model"],
             network.variables,
             classes=CLASSES,
         )
-    evaluated = common.get_config()
-    evaluated.program = "evaluate"
-    evaluated.data.update(image_size=SIZE, resize=160)
-    evaluated.method = described
-    evaluation = workdir.claim(tmp_path / "evaluate", evaluated.to_dict())
+    config = common.get_config()
+    config.program = "evaluate"
+    config.data.update(image_size=SIZE, resize=160)
+    config.method = described
+    evaluation = workdir.claim(directory / "evaluate", config.to_dict())
     summary = results.Evaluation(
         data="plates",
         classes=CLASSES,
         method={
-            "name": "anchornet",
+            "name": name,
             **method.arguments,
             "networks": export.digests(method),
         },
-        exits=["glance", "look", "patch"],
-        anytime=[point(2e6)] * 3,
-        budgeted=[point(2e6)],
+        exits=exits,
+        anytime=[results.Point(0.5, 1e6, [1 / len(exits)] * len(exits)) for _ in exits],
+        budgeted=budgeted,
     )
     files.write_sealed(evaluation / "summary.json", summary.to_json())
-    make_table(method).save(evaluation / "calibration.npz")
+    table.save(evaluation / "calibration.npz")
     config = export_config.get_config()
     config.evaluation = str(evaluation)
     return config
+
+
+@pytest.fixture
+def config(method, tmp_path, tiny):  # noqa: F811
+    """Return the config of an export, of an evaluation on disk and its networks."""
+    exits = ["glance", "look", "patch"]
+    return evaluated(tmp_path, method, exits, [point(2e6)], make_table(method))
+
+
+def test_one_exit(method, tmp_path, tiny):  # noqa: F811
+    """Nothing was fitted: all images leave there, whatever the budget."""
+    static = registry.create("static", {"network": method.networks["glance"]})
+    (cost,) = protocol.costs(static, SIZE)
+    table = exit_table.ExitTable(np.ones((4, 1)), [cost], correct=np.ones((4, 1), bool))
+    config = evaluated(tmp_path, static, ["whole image"], [], table)
+    found = export.load(export.export(config, tmp_path / "export")["export"])
+    for budget in (0, cost, 1e12):
+        spent, rule = found.rule(budget)
+        assert (spent, rule.steps) == (cost, 0)
+    with pytest.raises(ValueError, match="`budget` is 1, but the export has no rules"):
+        found.rule(1)
+    classifier = engine.load(tmp_path / "export", budget=2 * cost, batch_size=4)
+    images = np.random.default_rng(0).integers(0, 256, (5, SIZE, SIZE, 3), np.uint8)
+    assert not classifier.classify(images).exit.any()
 
 
 def test_program(config, method, tmp_path):

@@ -81,11 +81,14 @@ class Export(NamedTuple):
 
         Args:
           budget: mean multiply-adds per image; 0 means the largest that was exported.
-            A rule for another one is of the same kind, fitted to `calibration`.
+            A rule for another one is of the same kind, fitted to `calibration`. Where
+            there is one exit, all leave there.
 
         Raises:
           ValueError: for a budget below the cheapest exit, or an export without rules.
         """
+        if len(self.macs) == 1 and not 0 < budget < self.macs[0]:
+            return float(self.macs[0]), stopping.fixed(1, 1)
         if not self.rules:
             raise ValueError(
                 f"`budget` is {budget:g}, but the export has no rules and no table to "
@@ -141,7 +144,7 @@ def export(config, directory) -> dict:
         resize=data["resize"],
         whole=data.get("whole", False),  # older evaluations did not know it
         budgets=found,
-        calibration=calibration,
+        calibration=calibration if found else None,  # one exit: nothing was fitted
         config=config.to_dict(),
     )
     return {
