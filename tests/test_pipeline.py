@@ -214,6 +214,17 @@ def test_main_names_a_bad_argument(tmp_path):
     assert "Traceback" not in printed
 
 
+@pytest.mark.parametrize(
+    "key", ["stages.full_image.init_from", "stages.evaluate.method.networks.glance"]
+)
+def test_what_is_not_there_is_told_before_anything_runs(key, tmp_path):
+    config = anchornet.get_config()
+    config.update_from_flattened_dict({key: "runs/nowhere/network"})
+    with pytest.raises(ValueError, match=f"`config.{key}` is 'runs/nowhere/network'"):
+        pipeline.pipeline(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 def test_every_key_has_a_comment():
     """configs/common.py is the manual: a key without a word beside it is not one."""
     for line in inspect.getsource(common.get_config).splitlines():

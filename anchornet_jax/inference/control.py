@@ -172,10 +172,8 @@ class Course:
         self._rounds = {}  # by their number, those that were not counted yet
         self._decided = len(known)  # images that have come to the first exit
         self._whole = 0  # first rounds all of whose images have left
-        self._next, self._surplus = (
-            0,
-            0.0,
-        )  # round without a rule; spent too much before
+        self._next = 0  # first round without a rule
+        self._surplus = 0.0  # spent too much in the rounds that were counted
         # What images cost lately, and what was expected: all, and after the first exit.
         self._lately = np.full((2, 2), PRIOR * control.budget)
         for number, exit in enumerate(known):

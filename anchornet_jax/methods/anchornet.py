@@ -26,11 +26,8 @@ from anchornet_jax.models import Network, multiply_adds
 
 FUSE = ("logits", "probabilities")
 LEARNED = "network"  # the localiser that is one of the networks
-GLANCE, LOCALIZER, PATCHES = (
-    0,
-    1,
-    2,
-)  # places of what each input says, the first patch's
+# Places of what each input says; the last is the first patch's.
+GLANCE, LOCALIZER, PATCHES = 0, 1, 2
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

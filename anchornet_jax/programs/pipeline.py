@@ -204,6 +204,7 @@ def _arguments(method) -> dict:
     return {k: v for k, v in method.items() if k not in ("name", "networks")}
 
 
+INPUTS = ("init_from", "localizer", "teacher", "evaluation", "source")  # keys of paths
 STAGES = {
     "prepare": prepare,
     "given": given,
@@ -241,6 +242,7 @@ def pipeline(config, directory) -> dict:
                 f"`config.stages.{name}.program` is {one.program!r}; "
                 f"choose one of {sorted(STAGES)}"
             )
+    _check_paths(config, pathlib.Path(directory))
     directory = workdir.claim(directory, config.to_dict())
     evaluated, summary, seconds, made = "", {}, {}, []
     for number, name in enumerate(config.order, 1):
@@ -334,16 +336,38 @@ def _resolved(config, directory: pathlib.Path, stages: Sequence[str]):
       stages: names of all; a path that begins with none of them stays as it was given.
     """
     config = config.copy_and_resolve_references()
-    methods = [config.method, *config.references.values()]
-    for part, keys in (
-        (config, ("init_from", "localizer", "teacher", "evaluation", "source")),
-        (config.networks, None),
-        *((method.networks, None) for method in methods),
-    ):
-        for key in keys or part.keys():
-            if part[key].split("/")[0] in stages:
-                part[key] = str(directory / part[key])
+    for _, part, key in _paths(config):
+        if part[key].split("/")[0] in stages:
+            part[key] = str(directory / part[key])
     return config
+
+
+def _paths(config):
+    """Return (name, part of the config, key) of each path to what was made before."""
+    found = [(key, config, key) for key in INPUTS]
+    found += [(f"networks.{key}", config.networks, key) for key in config.networks]
+    methods = {"method": config.method} | {
+        f"references.{name}": method for name, method in config.references.items()
+    }
+    for name, method in methods.items():
+        networks = method.networks
+        found += [(f"{name}.networks.{key}", networks, key) for key in networks]
+    return found
+
+
+def _check_paths(config, directory: pathlib.Path) -> None:
+    """Raise ValueError for what no stage makes and is not there, if it is needed yet."""
+    for name, one in config.stages.items():
+        if workdir.finished(directory / name) is not None:
+            continue
+        for key, part, last in _paths(one):
+            path = part[last]
+            made = path.split("/")[0] in config.order or pretrained.named(path)
+            if path and not made and not pathlib.Path(path).exists():
+                raise ValueError(
+                    f"`config.stages.{name}.{key}` is {path!r}, where nothing is; allowed "
+                    f"is what exists, or what one of the stages {[*config.order]} makes"
+                )
 
 
 PROGRAMS = {
