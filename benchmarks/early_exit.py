@@ -67,35 +67,39 @@ SHARES = {
     "1.50 G": [0.509, 0.252, 0.151, 0.047, 0.041],
     "1.75 G": [0.406, 0.284, 0.150, 0.054, 0.106],
 }
+GOLDEN = (5**0.5 - 1) / 2
 PLAIN, ENGINE, FULL = "all steps, plain loop", "all steps, engine", "full image"
 PADDING, SHRINK = "compute padding", "shrink only"
 
 
 class Drawn:
-    """A stopping rule that leaves at exits drawn beforehand, whatever the confidence.
+    """A stopping rule that lets given shares leave, whatever the confidence.
 
-    The engine asks about images in the order in which it collects them, so the draw is
-    made per question: at exit t with the probability that whoever got there leaves.
+    At exit t every image asked about leaves with the probability that whoever got there
+    leaves, by the fractions of multiples of the golden ratio in place of random numbers:
+    the shares come out over any number of images, and each stream draws the same.
     """
 
     steps, features = INPUTS - 1, ()
 
-    def __init__(self, shares, seed=0):
+    def __init__(self, shares):
         """Take the shares [E] of images that leave at each exit."""
         going = 1 - np.concatenate([[0], np.cumsum(shares)[:-1]])
         self._leave = np.divide(
             shares, going, out=np.ones(len(shares)), where=going > 0
         )
         self._leave[-1] = 1.0
-        self._random = np.random.default_rng(seed)
 
     def begin(self, *_):
         """Begin a stream."""
+        self._asked = [0] * INPUTS
         return stopping.Constant(self)
 
     def leaves(self, step, confidence, seen=None):
         """Return who leaves [b] at `step`."""
-        return self._random.random(len(confidence)) < self._leave[step]
+        turns = self._asked[step] + np.arange(len(confidence))
+        self._asked[step] += len(confidence)
+        return turns * GOLDEN % 1 < self._leave[step]
 
 
 def network(name: str, size: int, seed: int, dtype: str) -> Network:
@@ -224,11 +228,7 @@ class Contest:
         self.loop = Loop(folded, self.images, self.batch)
         self.loop.prepare()
         progress(f"{name}, {dtype}: compiled, batches of {self.batch}")
-        rng = np.random.default_rng(1)
-        self.exits = {
-            name: rng.choice(INPUTS, options.images, p=np.array(shares) / sum(shares))
-            for name, shares in SHARES.items()
-        }
+        self.exits = {name: self.run(name).exit for name in SHARES}  # the same for all
         self.exits[PLAIN] = np.full(options.images, INPUTS - 1)
         self.plain.run(self.exits[PLAIN])
 
@@ -306,9 +306,10 @@ class Contest:
         macs = np.array(protocol.costs(self.method, self.size), float)
         if key == FULL:
             return protocol.costs(self.whole, self.size)[-1]
-        exits = self.exits.get(key.split(",")[0]) if key not in self.rules else None
-        exits = self.exits[PLAIN] if key == PLAIN else exits
-        return float(macs[result.exit if exits is None else exits].mean())
+        if key in self.rules:
+            return float(macs[result.exit].mean())
+        exits = self.exits[key] if key in self.exits else self.exits[key.split(",")[0]]
+        return float(macs[exits].mean())
 
 
 def measure(name: str, dtype: str, options) -> list[dict]:

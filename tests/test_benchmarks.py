@@ -109,6 +109,9 @@ def test_early_exit(tmp_path):
             assert shares == pytest.approx(parts["took"]) and 0 <= parts["empty"] < 1
     budgets = [row["macs_speedup"] for row in rows if row["run"].endswith(" G")]
     assert min(budgets) > 1
+    # Every way to run a budget does the same work.
+    others = [row["macs_speedup"] for row in rows if " G, " in row["run"]]
+    assert others == 2 * budgets
 
 
 @pytest.mark.slow
