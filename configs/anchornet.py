@@ -25,7 +25,7 @@ and 76.93 % for DenseNet-201 (Table 2). ResNet-50: `anytime` 71.59, 74.42, 75.27
 75.65 % after 1 to 5 inputs, random patches 58.50, 66.34, 68.55, 70.30, 70.81 % (Table 3,
 Fig. 6; there the first input is random too, here it is the glance); `budgeted` 71.6 % at
 0.75 G to 75.9 % at 1.7 G multiply-adds (Fig. 5). DenseNet-201: 70.38, 73.65, 74.53 %
-after 1 to 3 inputs (Table 2). HCGNet-C: 80.64 % on the full image (its paper). Time: 13
+after 1 to 3 inputs (Table 2). HCGNet-C: 80.64 % on the full image (its paper). Time: 10
 minutes on two cores for the demo, see the README; the others were not measured.
 """
 
