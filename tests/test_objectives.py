@@ -194,19 +194,18 @@ def test_two_networks_with_a_rate_each():
     assert history[0]["images"] == 8
 
 
-def test_predict_of_two_networks():
+def test_score_of_two_networks():
+    """Without a score of its own an objective is scored by whether it is right."""
     objective = two_networks()
     state = train_step.create_state(objective, optax.sgd(0.1), 0)
     data = batch()
-    predict = parallel.predict_step(train_step.make_predict_step(objective, 0))
-    logits = parallel.gather(
-        predict((state.variables(), None), {"image": parallel.shard(data["image"])})
-    )["logits"]
+    step = parallel.predict_step(train_step.make_score_step(objective, 0))
+    found = parallel.gather(step((state.variables(), None), parallel.shard(data)))
     images = data["image"] / 255.0
     wanted = sum(
         Two().apply(variables, images)[0] for variables in state.variables().values()
     )
-    np.testing.assert_allclose(logits, wanted, rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(found["score"], wanted.argmax(-1) == data["label"])
 
 
 def test_loss_is_float32():

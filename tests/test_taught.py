@@ -105,6 +105,22 @@ def test_loss_against_the_recipe():
     assert sums["count"] == sums["images"] == 4
 
 
+def test_score_is_where_not_what():
+    """The teacher's evidence where the pupil's is strongest, whatever class it names."""
+    images, labels = batch()
+    known = tiny.drawn(Teacher(CLASSES), SIZE, 1)
+    pupil = tiny.drawn(Pupil(CLASSES), SIZE, 2)
+    key = jax.random.split(jax.random.key(0), 4)
+    found = objective().score({NETWORK: pupil}, known, images, labels, key)
+    _, seen = Pupil(CLASSES).apply(pupil, preprocessing.normalise(images))
+    field = Pupil(CLASSES).field
+    _, where = objectives.teach(Teacher(CLASSES), known, images, labels, field, 2.0)
+    for one, maps, own in zip(found, where, np.asarray(seen["evidence"][0], float)):
+        place = np.log(np.exp(own).sum(-1)).argmax()
+        np.testing.assert_allclose(one, maps[place] / maps.max(), rtol=1e-5)
+    assert 0 < found.min() < found.max() <= 1
+
+
 def test_without_a_teachers_word_it_is_classification():
     """With neither its classes nor its places the loss is that of the papers."""
     images, labels = batch()

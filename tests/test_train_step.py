@@ -107,16 +107,16 @@ def test_step_is_plain_sgd():
     )
 
 
-def test_accuracy_ignores_filling_rows():
-    def predict(networks_, batch):
-        return {"logits": jnp.eye(3)[batch["image"]]}
+def test_score_ignores_filling_rows():
+    def score(networks_, batch):
+        return {"score": jnp.float32(batch["image"] == batch["label"])}
 
     batch = {
         "image": np.array([[0, 1], [2, 0]]),
         "label": np.array([[0, 2], [2, 0]]),
         "mask": np.array([[True, True], [True, False]]),
     }
-    assert train_step.accuracy(predict, None, [batch, batch]) == pytest.approx(2 / 3)
+    assert train_step.mean_score(score, None, [batch, batch]) == pytest.approx(2 / 3)
 
 
 class Plain(nn.Module):

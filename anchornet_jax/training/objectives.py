@@ -35,6 +35,9 @@ class Objective(NamedTuple):
         of `images`. `batch_stats` {role: …} are the new ones.
       predict: `predict(variables, frozen, images, keys) -> logits [b, N]`.
       whole_batch: why a batch may not be taken in parts, empty where it may.
+      score: `score(variables, frozen, images, labels, keys) -> [b]`, 0 to 1: of what the
+        best state has most on the calibration split. None: whether `predict` is right.
+      score_name: for the log, after a percentage.
     """
 
     trained: dict[str, nn.Module]
@@ -42,6 +45,8 @@ class Objective(NamedTuple):
     loss: Callable
     predict: Callable
     whole_batch: str = ""
+    score: Callable | None = None
+    score_name: str = "right"
 
 
 def classification(
@@ -137,6 +142,10 @@ def taught(
     of the grid, from `teacher_places` to the softmax of the pupil's evidence for the true
     class, and to that of its evidence for any (`localize.agnostic_map`).
 
+    Such a pupil often names the wrong class in the right place, so the best state is not
+    the one that classifies best: it is scored by the teacher's evidence where its own, for
+    any class, is strongest, as a share of the teacher's strongest.
+
     Args:
       model: the pupil, an AnchorNet of one patch size; it sees the whole image.
       teacher: any network that averages its last map; `frozen` are its variables. It sees
@@ -190,7 +199,23 @@ def taught(
         pixels = preprocessing.normalise(images, model)
         return model.apply(variables[NETWORK], pixels)[0]
 
-    return Objective({NETWORK: model}, {NETWORK: image(input_size)}, loss, predict)
+    def score(variables, frozen, images, labels, keys):
+        pixels = preprocessing.normalise(images, model)
+        _, out = model.apply(variables[NETWORK], pixels)
+        (evidence,) = model.evidence(variables[NETWORK], out)
+        found = jax.nn.logsumexp(evidence, -1).reshape(len(images), -1).argmax(-1)
+        _, where = teach(teacher, frozen, images, labels, model.field, sharpness)
+        there = jnp.take_along_axis(where, found[:, None], -1)[:, 0]
+        return there / where.max(-1)
+
+    return Objective(
+        {NETWORK: model},
+        {NETWORK: image(input_size)},
+        loss,
+        predict,
+        score=score,
+        score_name="agreement with the teacher",
+    )
 
 
 def teach(teacher, variables, images, labels, field, sharpness: float):

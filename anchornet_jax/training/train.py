@@ -60,7 +60,7 @@ class Run(NamedTuple):
     optimizer: optax.GradientTransformation
     steps: int
     save_every: int  # steps
-    predict: Callable  # the mapped `make_predict_step`
+    score: Callable  # the mapped `make_score_step`
 
 
 def plan(config) -> Run:
@@ -95,9 +95,7 @@ def plan(config) -> Run:
         optimizer=optimizers.create(steps, **config.optimizer),
         steps=steps,
         save_every=max(1, round(config.save_every_epochs * per_epoch)),
-        predict=parallel.predict_step(
-            train_step.make_predict_step(objective, config.seed)
-        ),
+        score=parallel.predict_step(train_step.make_score_step(objective, config.seed)),
     )
 
 
@@ -319,10 +317,10 @@ def _loop(run, config, state, checkpoints, writer, report, asked_to_stop):
         if save:
             state = settle(step, state, frozen)
             scores[step] = _evaluate(run, config, state)
-            writer.write_scalars(step, {"calibration_accuracy": scores[step]})
+            writer.write_scalars(step, {"calibration_score": scores[step]})
             logging.info(
-                "step %d of %d: %.1f %% on the calibration split",
-                *(step, run.steps, 100 * scores[step]),
+                "step %d of %d: %.1f %% %s on the calibration split",
+                *(step, run.steps, 100 * scores[step], run.objective.score_name),
             )
             checkpoints.save(step, state, metric=scores[step])
         if stop:
@@ -379,11 +377,11 @@ def _log(writer, step, sums) -> None:
 
 
 def _evaluate(run, config, state) -> float:
-    """Return the accuracy of a state on the calibration split."""
+    """Return the mean score of a state on the calibration split, see `Objective`."""
     networks = parallel.replicate((state.variables(), run.frozen))
     batches = loading.evaluation(
         run.source,
         config.calibration_split,
         batch_size=config.batch_size // config.accumulate,  # what fits a device
     )
-    return train_step.accuracy(run.predict, networks, batches)
+    return train_step.mean_score(run.score, networks, batches)

@@ -116,34 +116,42 @@ def make_settle_step(objective: Objective, seed: int):
     return step
 
 
-def make_predict_step(objective: Objective, seed: int):
-    """Return `predict((variables, frozen), batch) -> {"logits": [b, N]}`, to be mapped."""
+def make_score_step(objective: Objective, seed: int):
+    """Return `score((variables, frozen), batch) -> {"score": [b]}`, to be mapped.
 
-    def predict(networks, batch):
+    The batch is `image` and `label`; the score is the objective's, or 1 where it is right.
+    """
+
+    def score(networks, batch):
         variables, frozen = networks
-        keys = parallel.image_keys(jax.random.key(seed), len(batch["image"]))
-        return {"logits": objective.predict(variables, frozen, batch["image"], keys)}
+        images, labels = batch["image"], batch["label"]
+        keys = parallel.image_keys(jax.random.key(seed), len(images))
+        if objective.score:
+            found = objective.score(variables, frozen, images, labels, keys)
+        else:
+            logits = objective.predict(variables, frozen, images, keys)
+            found = logits.argmax(-1) == labels
+        return {"score": found.astype(jnp.float32)}
 
-    return predict
+    return score
 
 
-def accuracy(predict, networks, batches) -> float:
-    """Return the top-1 accuracy over batches of `loading.evaluation`.
+def mean_score(score, networks, batches) -> float:
+    """Return the mean score over batches of `loading.evaluation`, such as the accuracy.
 
     Args:
-      predict: `make_predict_step`, mapped.
+      score: `make_score_step`, mapped.
       networks: its first argument.
       batches: this host's; every image counts once.
     """
-    correct = count = 0
+    total = count = 0
     for batch in batches:
-        result = predict(networks, {"image": batch["image"]})
-        label, mask = (batch[name].reshape(-1) for name in ("label", "mask"))
-        right = parallel.gather(result)["logits"].argmax(-1) == label
-        correct += int((right & mask).sum())
+        result = score(networks, {name: batch[name] for name in ("image", "label")})
+        mask = batch["mask"].reshape(-1)
+        total += float(parallel.gather(result)["score"][mask].sum(dtype=np.float64))
         count += int(mask.sum())
-    correct, count = np.sum(parallel.exchange(np.array([correct, count])), axis=0)
-    return float(correct / count)
+    total, count = np.sum(parallel.exchange(np.array([total, count])), axis=0)
+    return float(total / count)
 
 
 def shapes(model, given: tuple[jax.ShapeDtypeStruct, ...]) -> dict:
