@@ -10,16 +10,24 @@ NEWEST ?= python3.13
 demo: .venv/ready
 	$(RUN) main.py --config=configs/anchornet.py --workdir=runs/demo
 
-# Every method on the demo's data, and networks without exits of three sizes, then all of
-# them on one clock. Killed and started again, it goes on.
+# Every method on the demo's data, networks without exits of three sizes, and AnchorNet
+# once more where its own answer counts; then all of them on one clock. Killed and started
+# again, it goes on.
 METHODS = anchornet gfnet msdnet ranet
 NETWORKS = resnet10_half resnet10_three_quarters resnet10
+STAGES = localizer full_image glance patch
+ANCHORNET = runs/compare/anchornet
+# Networks of stages that are trained already, in place of the trainings.
+GIVEN = $(foreach stage,$(STAGES),--config.stages.$(stage).program=given \
+	--config.stages.$(stage).init_from=$(ANCHORNET)/$(stage)/network)
 
 compare: .venv/ready
 	for method in $(METHODS); do $(RUN) main.py --config=configs/$$method.py \
 		--workdir=runs/compare/$$method || exit; done
 	for network in $(NETWORKS); do $(RUN) main.py --config=configs/static.py:plates,$$network \
 		--workdir=runs/compare/$$network || exit; done
+	$(RUN) main.py --config=configs/anchornet.py --workdir=$(ANCHORNET)_vote \
+		--config.vote=True --config.fusion=fitted $(GIVEN)
 	$(RUN) main.py --config=configs/compare.py --config.runs='runs/compare/*/' \
 		--config.remeasure --config.published=imagenet2012 --workdir=runs/comparison
 
