@@ -30,7 +30,7 @@ NETWORKS = {  # on each data set
     "folder": "msdnet_4_4",
     "imagenet": "msdnet_7_7",
 }
-PLATES = (32, 2.0, 0.05)  # batch size, epochs, learning rate
+PLATES = (32, 4.0, 0.1)  # batch size, epochs, learning rate
 SMALL = (64, 60.0, 0.05)  # thousands of images
 LENGTHS = {"plates": PLATES, "imagenette": SMALL, "folder": SMALL}
 IMAGENET = {  # 2018, Sec. 5, Training details

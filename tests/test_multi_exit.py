@@ -31,7 +31,8 @@ TINY = {
     ),
     "tiny_ranet": (
         ranet.RANet,
-        {"channels": 4, "growth": 4, "blocks": 2, "step": 1, "factors": (2, 1)},
+        {"channels": 4, "growth": 4, "blocks": 2, "step": 1, "factors": (2, 1)}
+        | {"strided": 0},
     ),
 }
 

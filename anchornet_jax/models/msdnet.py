@@ -153,7 +153,9 @@ class MSDNet(multi_exit.MultiExit):
             if node[0]:
                 maps[_name(*node)] = self._map(rows, maps, *node, conv)
         last = maps[_name(self.base + exit * self.step, len(self.factors) - 1)]
-        logits = getattr(self, f"classifier_{exit}")(last, self.num_classes, conv)
+        logits = getattr(self, f"classifier_{exit}")(
+            last, self.num_classes, conv, self.strided
+        )
         return {name: maps[name] for name in self.carries(exit)}, logits
 
     def _stem(self, images, conv):

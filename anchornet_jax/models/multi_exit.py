@@ -30,11 +30,13 @@ class MultiExit(nn.Module):
       num_classes: N.
       axis_name: mapped axis over which BatchNorm shares its statistics in training.
       dtype: type of the computation; parameters, statistics and logits are float32.
+      strided: convolutions of stride 2 in each exit before its mean; 2 as published.
     """
 
     num_classes: int
     axis_name: str | None = None
     dtype: jnp.dtype = jnp.float32
+    strided: int = 2
 
     def carries(self, exit: int) -> tuple[str, ...]:
         """Return the names of the maps that exits after `exit`, 0-based, read."""
@@ -115,15 +117,17 @@ def stem(image: jax.Array, features: tuple[int, ...], conv) -> list[jax.Array]:
     return maps
 
 
-def classify(x: jax.Array, num_classes: int, conv) -> jax.Array:
+def classify(x: jax.Array, num_classes: int, conv, strided: int = 2) -> jax.Array:
     """Return an exit's logits [B, N] float32 of its map [B, h, w, C].
+
+    `strided` convolutions come before the mean over locations, see `MultiExit`.
 
     Deviates: the mean is over the whole map; the published nets average 2x2 locations,
     which is the same at 224 pixels and impossible at most other sizes.
     """
-    strided = functools.partial(conv, kernel=3, stride=2, padding=1)
-    for name in ("m_0", "m_1"):
-        x = layers.Scope(strided, name=name)(x, x.shape[-1])
+    halve = functools.partial(conv, kernel=3, stride=2, padding=1)
+    for n in range(strided):
+        x = layers.Scope(halve, name=f"m_{n}")(x, x.shape[-1])
     return nn.Dense(num_classes, kernel_init=layers.TORCH_LINEAR, name="linear")(
         x.mean((1, 2), dtype=jnp.float32)
     )

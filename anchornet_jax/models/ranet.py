@@ -91,7 +91,9 @@ class RANet(multi_exit.MultiExit):
         module = getattr(self, f"scale_flows_{net}_{block}")
         x = module(x, self.step, growth, factor, conv)
         maps[_name(net, block)] = x
-        logits = getattr(self, f"classifier_{exit}")(x, self.num_classes, conv)
+        logits = getattr(self, f"classifier_{exit}")(
+            x, self.num_classes, conv, self.strided
+        )
         return {name: maps[name] for name in self.carries(exit)}, logits
 
     def _halves(self, net, block) -> bool:
