@@ -6,8 +6,9 @@
 
 The pipeline of configs/folder.py:laptop with a localiser that is taught. AnchorNet from
 scratch learns the concrete of 2,320 frames by heart; so `localizer` comes after
-`full_image`, which shows it what is in a frame and where (`objectives.taught`), it sees
-frames turned, in other light and with noise, and its heatmap is that of any class.
+`full_image`, which shows it what is in a frame and where (`objectives.taught`), and its
+heatmap is that of any class. All networks see frames turned, in other light and with noise:
+without that the full-image network is right on 99 % of the training frames after two passes.
 Full-image, glance and patch network start from the same weights of ImageNet, see every
 frame equally often, and do not start from each other. Stopped, the same command goes on.
 
@@ -18,18 +19,21 @@ coverage is scored. `make photos` sees by that file which of the two it is. Fram
 pixels are seen at 224: at 300 the full image costs 1.8 times as much, and fewer objects
 fit into a patch of 95; the accuracy there was not measured.
 
-Time: not measured as a whole; meant for at most 40 minutes on two CPU cores. On two that
-were shared with other work a step of 32 frames took 2.5 s in `full_image`, 0.45 s in
-`glance` and 0.9 s in `localizer`, at 72 steps an epoch.
+Expected on the 720 test frames, video runs that no network has seen (one run, seed 0):
+full image 56.5 %; glance 42.1 %, with one patch 57.9 % (a random one: 41.9 %), the patch
+holds 78.4 % of the box. Standard error 1.8 points. Without turns, light and noise, half as
+long: 60.4 %, 36.8 %, 40.8 % (36.9 %), with a localiser that was chosen by its accuracy. Time:
+40 minutes on one CPU core beside another training, of which 10 the full-image network, 14
+the localiser, 5 the glance, 8 the patches; the shorter form took 12 minutes on two idle cores.
 """
 
 from configs import common, folder
 
 LENGTHS = {  # stage: (batch size, epochs, learning rate), cosine after a short warm-up
-    "full_image": (32, 4.0, 0.05),
-    "localizer": (32, 8.0, 0.1),
-    "glance": (32, 4.0, 0.05),
-    "patch": (32, 4.0, 0.05),
+    "full_image": (32, 8.0, 0.05),
+    "localizer": (32, 10.0, 0.1),
+    "glance": (32, 8.0, 0.05),
+    "patch": (32, 8.0, 0.05),
 }
 
 
@@ -41,12 +45,8 @@ def get_config(argument=""):
     config.data.name = "fod_a"
     config.train_split, config.calibration_split = "train", "calibration"
     config.test_split, config.heatmap = "test", "agnostic"
+    # Things lie as they fell; without it all networks know every frame after two passes.
+    config.data.update(turns=True, flip=True, colour=0.3, noise=10.0)
     trainings = folder.trainings(config, "laptop", LENGTHS)
-    teach(trainings["localizer"])
+    trainings["localizer"].teacher = common.trained("full_image")
     return folder.pipeline(config, trainings)
-
-
-def teach(stage) -> None:
-    """Let the full-image network teach a localiser that meets more than is there."""
-    stage.teacher = common.trained("full_image")
-    stage.data.update(turns=True, flip=True, colour=0.3, noise=10.0)

@@ -358,8 +358,8 @@ def test_photos_teach_the_localiser_alone():
     config.update_from_flattened_dict({"data.name": "folder:/mine", "data.resize": 300})
     assert config.order[1:5] == ("full_image", "localizer", "glance", "patch")
     assert stages.localizer.teacher == "full_image/network"
-    assert stages.localizer.data.turns and not stages.glance.data.turns
     for name in ("full_image", "glance", "patch"):
+        assert stages[name].data.turns and not stages[name].teacher
         assert stages[name].init_from == "pretrained:efficientnet_lite0"
         assert stages[name].epochs == stages.full_image.epochs
     for stage in stages.values():
