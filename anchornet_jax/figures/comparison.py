@@ -20,13 +20,11 @@ from anchornet_jax.figures import plots, published, report
 from anchornet_jax.inference.results import Evaluation, Reference
 from anchornet_jax.runtime import files
 
-LOOKS = (  # of the runs, one after the other; they repeat after the sixth
-    {"color": plots.PALETTE["blue"], "marker": "o"},
-    {"color": plots.PALETTE["vermilion"], "marker": "v"},
-    {"color": plots.PALETTE["green"], "marker": "P"},
-    {"color": plots.PALETTE["purple"], "marker": "X"},
-    {"color": plots.PALETTE["orange"], "marker": "^"},
-    {"color": plots.PALETTE["black"], "marker": "D"},
+# Of the runs, one after the other; colours repeat after the sixth, all after the twelfth.
+COLOURS = ("blue", "vermilion", "green", "purple", "orange", "black")
+LOOKS = tuple(
+    {"color": plots.PALETTE[colour], "marker": marker}
+    for colour, marker in zip(2 * COLOURS, "ovPX^Ds8H123")
 )
 OTHERS = "hp*d<>"  # markers of published results, which are grey
 FIGURES = {  # name: (what is drawn against, as in the title)
