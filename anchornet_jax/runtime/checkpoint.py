@@ -21,6 +21,7 @@ import math
 import operator
 import os
 import secrets
+import time
 
 import jax
 import numpy as np
@@ -35,6 +36,7 @@ from anchornet_jax.runtime import files, parallel
 FORMAT = 2  # of what `save_variables` writes; 1 had no digest of the metadata
 # What Orbax was seen to raise over full disks and damaged files.
 ERRORS = (OSError, ValueError, LookupError, TypeError, AttributeError, RuntimeError)
+PATIENCE = 20  # tenths of a second
 
 logger = logging.getLogger(__name__)
 
@@ -221,7 +223,7 @@ def save_variables(directory, variables, metadata: dict) -> None:
             (directory / name / "metadata.json").replace(directory / "metadata.json")
         except ERRORS:
             for path in directory.glob(f"{name}*"):
-                path.rmtree()
+                _remove(path)
             raise
         for path in before:
             path.rmtree()
@@ -364,6 +366,14 @@ def _writing(directory: epath.Path):
         yield
     except ERRORS as error:  # Orbax has logged the traces of its threads
         raise OSError(f"{directory} could not be written: {_reason(error)}") from None
+
+
+def _remove(path: epath.Path) -> None:
+    """Remove a directory in which threads of a failed save may still be writing."""
+    for _ in range(PATIENCE):
+        with contextlib.suppress(OSError):
+            return path.rmtree()
+        time.sleep(0.1)
 
 
 def _reason(error: Exception) -> str:
