@@ -179,7 +179,7 @@ classes = parallel.predict_step(
     lambda _, batch: {"score": batch["image"][:, 0, 0].argmax(-1) == batch["label"]}
 )
 batches = loading.evaluation(source, "test[:27]", batch_size=8)
-accuracy = train_step.mean_score(classes, None, batches)
+accuracy = train_step.mean_score(classes, 0, batches)
 error = ""
 try:
     parallel.from_first(lambda: int("x"))
